@@ -1,0 +1,66 @@
+"""What a policy sees and says."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Final, Literal, Protocol
+
+from governor.calls import CallSignature, ToolCall, ToolEffect
+from governor.conversation import ExecutedCall
+from governor.decision import InputValue, Reason
+from governor.probe import ProbeAnswer
+
+
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """What is known when one call is judged.
+
+    `history` is `executed_calls(messages)` followed by `pending_calls` of the OTHER calls of the same
+    message: a sibling with an effect makes an earlier result stale. `withheld` are the signatures that a
+    notice already answered in `messages`.
+    """
+
+    call: ToolCall
+    effect: ToolEffect
+    history: tuple[ExecutedCall, ...] = ()
+    withheld: frozenset[CallSignature] = frozenset()
+    step: int = 0
+    segment_entropy: float | None = None
+    decision_entropy: float | None = None
+    decision_margin: float | None = None
+    argument_entropy: float | None = None
+    probe: ProbeAnswer | None = None
+    previous_probe: ProbeAnswer | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """Whether to withhold the call, why, and on which figures."""
+
+    withhold: bool
+    reason: Reason
+    tier: int
+    inputs: Mapping[str, InputValue] = field(default_factory=dict)
+
+
+class NeedProbe(Enum):
+    """The policy cannot say without the probe: run it and ask again with `Evidence.probe` set."""
+
+    NEED_PROBE = "need_probe"
+
+
+NEED_PROBE: Final = NeedProbe.NEED_PROBE
+Judgement = Verdict | Literal[NeedProbe.NEED_PROBE]
+
+
+class Policy(Protocol):
+    """A policy is a value: it keeps no state between calls, and the same evidence gets the same verdict."""
+
+    @property
+    def name(self) -> str: ...
+
+    def judge(self, evidence: Evidence) -> Judgement:
+        """The verdict on one call; NEED_PROBE only while `evidence.probe` is None."""
+        ...
