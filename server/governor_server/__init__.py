@@ -1,0 +1,1 @@
+"""The proxy: it measures, decides with `governor`, and streams."""

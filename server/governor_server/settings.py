@@ -1,0 +1,416 @@
+"""Every setting of the proxy, read once at start from a YAML file, the environment and the command line.
+
+Later wins: built-in default, file, environment (`GOVERNOR_SECTION__KEY`), command line. An unknown key is an
+error, because a misspelt threshold that is silently ignored is worse than a proxy that does not start.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal, Self, get_args
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, model_validator
+from pydantic_settings import BaseSettings, EnvSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
+from pydantic_settings import SettingsError as SourceError
+
+from governor.calls import ToolCatalog
+from governor.decision import Mode
+from governor.governance import Governance
+from governor.policies import ObservePolicy, Policy, RulesPolicy, ThresholdPolicy
+from governor.probe import ProbeSettings as CoreProbeSettings
+from governor.rules import Budgets, RuleSettings
+from governor.spans import Markup, SpanKind
+from governor_server.errors import SettingsError
+
+CONFIG_VARIABLE = "GOVERNOR_CONFIG"
+DEFAULT_CONFIG = Path("governor.yaml")
+ENV_PREFIX = "GOVERNOR_"
+
+UNKNOWN_VOCAB_SIZE = 262_144
+"""Where nobody can tell: as large as the largest common vocabulary, so that an upper bound remains one."""
+
+Port = Annotated[int, Field(ge=0, le=65535)]
+Seconds = Annotated[float, Field(gt=0)]
+Count = Annotated[int, Field(ge=1)]
+
+
+class Section(BaseModel):
+    """A group of settings. Frozen, and closed to keys it does not know."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ServerSettings(Section):
+    """Where the proxy listens."""
+
+    host: str = "127.0.0.1"
+    port: Port = 8000
+
+
+class UpstreamSettings(Section):
+    """A running OpenAI-compatible server to govern; leave `url` out to have vLLM started from `engine`."""
+
+    url: str | None = None
+    api_key: SecretStr | None = None
+    connect_timeout_s: Seconds = 5.0
+    read_timeout_s: Seconds = 600.0
+    max_connections: Count = 1024
+
+
+class EngineSettings(Section):
+    """vLLM as a child process; used when `model` is set."""
+
+    model: str | None = None
+    served_model_name: str | None = None
+    host: str = "127.0.0.1"
+    port: Port = 0
+    tool_parser: str = "hermes"
+    reasoning_parser: str | None = None
+    max_logprobs: int = Field(default=20, ge=-1)
+    max_model_len: Count | None = None
+    max_num_seqs: Count | None = None
+    dtype: str | None = None
+    cpu_kv_cache_gib: Count = 1
+    cpu_threads: str | None = None
+    start_timeout_s: Seconds = 600.0
+    quick_death_s: Seconds = 60.0
+    max_quick_deaths: Count = 3
+    log_file: Path | None = None
+    extra_args: tuple[str, ...] = ()
+
+
+class ThresholdSettings(Section):
+    """When a forced answer is confident: both must hold."""
+
+    margin: float = Field(default=0.9, ge=0, le=1)
+    entropy: float = Field(default=0.5, ge=0)
+
+
+class BudgetSettings(Section):
+    """How many read-only calls a conversation may make; none means no limit."""
+
+    per_tool: Mapping[str, Count] = Field(default_factory=dict)
+    per_conversation: Count | None = None
+
+
+class GovernanceSettings(Section):
+    """How calls are judged and what becomes of those withheld."""
+
+    mode: Literal["observe", "enforce"] = "observe"
+    action: Literal["auto", "answer", "notice"] = "auto"
+    policy: Literal["observe", "rules", "threshold"] = "threshold"
+    thresholds: ThresholdSettings = ThresholdSettings()
+    budgets: BudgetSettings = BudgetSettings()
+    failing_attempts: Count = 2
+    top_logprobs: int = Field(default=20, ge=1)
+    vocab_size: int | None = Field(default=None, ge=2)
+    max_notices: int = Field(default=2, ge=0)
+    segment: tuple[Literal["reasoning", "content"], ...] = Field(
+        default=("reasoning", "content"), min_length=1
+    )
+
+
+class ObserveSettings(Section):
+    """What is measured while nothing is withheld."""
+
+    probe: bool = True
+
+
+class ProbeSettings(Section):
+    """The forced answer that is asked for before a call is judged."""
+
+    max_tokens: Count = 48
+    timeout_s: Seconds = 10.0
+    chat_template_kwargs: Mapping[str, Any] = Field(default_factory=lambda: {"enable_thinking": False})
+    call_start_token: str | None = None
+
+
+class ToolSettings(Section):
+    """Shell patterns of tool names. A tool that matches neither list is observed, never withheld."""
+
+    read_only: tuple[str, ...] = ()
+    effectful: tuple[str, ...] = ()
+
+
+class MarkupSettings(Section):
+    """The tokens with which the model's chat template marks spans."""
+
+    reasoning: tuple[str, str] = ("<think>", "</think>")
+    call: tuple[str, str] = ("<tool_call>", "</tool_call>")
+    ends: tuple[str, ...] = tuple(sorted(Markup().ends))
+
+
+class StoreSettings(Section):
+    """Where records of calls are kept, how many and how long."""
+
+    path: str = Field(default_factory=lambda: str(_state_home() / "records.db"))
+    max_records: Count = 20_000
+    ttl_s: Seconds = 7 * 24 * 3600.0
+    keep_text: bool = False
+
+
+class Settings(BaseSettings):
+    """All settings, frozen. Made by `load`; calling the class reads neither file nor environment."""
+
+    model_config = SettingsConfigDict(
+        extra="forbid",
+        frozen=True,
+        env_prefix=ENV_PREFIX,
+        env_nested_delimiter="__",
+        env_parse_none_str="null",
+        case_sensitive=False,
+    )
+    server: ServerSettings = ServerSettings()
+    upstream: UpstreamSettings = UpstreamSettings()
+    engine: EngineSettings = EngineSettings()
+    governance: GovernanceSettings = GovernanceSettings()
+    observe: ObserveSettings = ObserveSettings()
+    probe: ProbeSettings = ProbeSettings()
+    tools: ToolSettings = ToolSettings()
+    markup: MarkupSettings = MarkupSettings()
+    store: StoreSettings = Field(default_factory=StoreSettings)
+
+    EXAMPLE: ClassVar[str] = "governor.example.yaml"
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Only what `load` hands over: it knows where each value came from, and names it in an error."""
+        return (init_settings,)
+
+    @model_validator(mode="after")
+    def _one_upstream(self) -> Self:
+        if self.upstream.url is not None and self.engine.model is not None:
+            raise ValueError("upstream.url and engine.model are both set; keep one of them")
+        return self
+
+    @classmethod
+    def load(
+        cls,
+        config: Path | None = None,
+        overrides: Mapping[str, Any] | None = None,
+        environ: Mapping[str, str] | None = None,
+    ) -> Self:
+        """Read the settings.
+
+        `config` is the YAML file; without it `GOVERNOR_CONFIG`, then `governor.yaml` if there is one.
+        `overrides` is a nested mapping like the file's, from the command line.
+        Raises `SettingsError`, whose text is one line.
+        """
+        environ = os.environ if environ is None else environ
+        layers = Layers.read(config, overrides or {}, environ)
+        try:
+            return cls(**layers.merged())
+        except ValidationError as error:
+            raise SettingsError(_explain(error, layers)) from None
+
+    def as_yaml(self) -> str:
+        """The settings in the form of the file; secrets are masked."""
+        text: str = yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, width=100)
+        return text
+
+    def build_governance(self, call_start_id: int | None, vocab_size: int | None) -> Governance:
+        """The core's configuration.
+
+        `call_start_id` is the id of the token that opens a tool call and `vocab_size` the number of tokens in
+        the model's vocabulary, both as the upstream told; a configured `governance.vocab_size` wins.
+        """
+        governance = self.governance
+        return Governance(
+            vocab_size=governance.vocab_size or vocab_size or UNKNOWN_VOCAB_SIZE,
+            mode=Mode(governance.mode),
+            action=governance.action,
+            policy=self._policy(),
+            catalog=ToolCatalog(self.tools.read_only, self.tools.effectful),
+            markup=Markup(self.markup.reasoning, self.markup.call, frozenset(self.markup.ends)),
+            probe=CoreProbeSettings(
+                max_tokens=self.probe.max_tokens,
+                top_logprobs=governance.top_logprobs,
+                call_start_id=call_start_id,
+                call_start=self.call_start_token,
+                chat_template_kwargs=self.probe.chat_template_kwargs,
+            ),
+            top_logprobs=governance.top_logprobs,
+            segment_kinds=frozenset(SpanKind(kind) for kind in governance.segment),
+            max_notices=governance.max_notices,
+        )
+
+    @property
+    def call_start_token(self) -> str:
+        """The text of the token that opens a tool call."""
+        return self.probe.call_start_token or self.markup.call[0]
+
+    def _policy(self) -> Policy:
+        governance = self.governance
+        budgets = Budgets(governance.budgets.per_conversation, governance.budgets.per_tool)
+        rules = RuleSettings(budgets, governance.failing_attempts)
+        match governance.policy:
+            case "observe":
+                return ObservePolicy()
+            case "rules":
+                return RulesPolicy(rules)
+            case "threshold":
+                return ThresholdPolicy(governance.thresholds.margin, governance.thresholds.entropy, rules)
+
+
+class Layers:
+    """The places that settings come from, least important first, each with the name to use in a message."""
+
+    def __init__(self, *named: tuple[str, Mapping[str, Any]]) -> None:
+        self.named = named
+
+    @classmethod
+    def read(cls, config: Path | None, overrides: Mapping[str, Any], environ: Mapping[str, str]) -> Self:
+        """Raises `SettingsError` for a file or a variable that cannot be read."""
+        path = _config_path(config, environ)
+        file = _read_yaml(path) if path else {}
+        variables = _read_environment(environ)
+        return cls((str(path), file), ("the environment", variables), ("the command line", overrides))
+
+    def merged(self) -> dict[str, Any]:
+        """One nested mapping; later layers win key by key."""
+        result: dict[str, Any] = {}
+        for _, layer in self.named:
+            _merge(result, layer)
+        return result
+
+    def origin(self, location: tuple[str | int, ...]) -> str | None:
+        """The name of the most important layer that has this key."""
+        for name, layer in self.named[::-1]:
+            if _has(layer, location):
+                return name
+        return None
+
+
+def _state_home() -> Path:
+    base = os.environ.get("XDG_STATE_HOME")
+    return (Path(base) if base else Path.home() / ".local" / "state") / "tool-governor"
+
+
+def _config_path(config: Path | None, environ: Mapping[str, str]) -> Path | None:
+    if config is not None:
+        return config
+    named = environ.get(CONFIG_VARIABLE)
+    if named:
+        return Path(named)
+    return DEFAULT_CONFIG if DEFAULT_CONFIG.is_file() else None
+
+
+def _read_yaml(path: Path) -> Mapping[str, Any]:
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise SettingsError(
+            f"no such configuration file: {path} (copy {Settings.EXAMPLE}, or leave --config out)"
+        ) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise SettingsError(f"cannot read {path}: {error}") from None
+    except yaml.YAMLError as error:
+        raise SettingsError(f"{path} is not valid YAML: {_one_line(str(error))}") from None
+    if content is None:
+        return {}
+    if not isinstance(content, dict):
+        raise SettingsError(f"{path} must hold sections with keys (see {Settings.EXAMPLE})")
+    return {str(key): ({} if value is None else value) for key, value in content.items()}
+
+
+def _read_environment(environ: Mapping[str, str]) -> Mapping[str, Any]:
+    """Only names with `__` are ours: orchestrators set GOVERNOR_PORT and the like for a service so named."""
+    ours = {
+        name: value for name, value in environ.items() if name.upper().startswith(ENV_PREFIX) and "__" in name
+    }
+    for name in ours:
+        section = name[len(ENV_PREFIX) :].split("__")[0].lower()
+        if section not in Settings.model_fields:
+            raise SettingsError(
+                f"unknown variable {name}{_suggest(section, Settings.model_fields, 'section ')}"
+            )
+    source = EnvSettingsSource(Settings)
+    source.env_vars = {name.lower(): value for name, value in ours.items()}
+    try:
+        return source()
+    except SourceError as error:
+        section = str(error).split('"')[1]
+        names = ", ".join(name for name in ours if name.upper().startswith(f"{ENV_PREFIX}{section.upper()}"))
+        raise SettingsError(f"{names}: a list or a mapping is written as JSON here") from None
+
+
+def _merge(into: dict[str, Any], layer: Mapping[str, Any]) -> None:
+    for key, value in layer.items():
+        old = into.get(key)
+        if isinstance(old, dict) and isinstance(value, Mapping):
+            _merge(old, value)
+        else:
+            into[key] = _copied(value)
+
+
+def _copied(value: Any) -> Any:
+    return {key: _copied(item) for key, item in value.items()} if isinstance(value, Mapping) else value
+
+
+def _has(layer: Mapping[str, Any], location: tuple[str | int, ...]) -> bool:
+    here: Any = layer
+    for part in location:
+        if not isinstance(here, Mapping) or part not in here:
+            return False
+        here = here[part]
+    return True
+
+
+def _explain(error: ValidationError, layers: Layers) -> str:
+    """One line for the first of the errors: the key, where it stands, what is wrong, what would be right."""
+    first, others = error.errors()[0], error.error_count() - 1
+    location = first["loc"]
+    name = ".".join(str(part) for part in location)
+    origin = next(
+        (found for stop in range(len(location), 0, -1) if (found := layers.origin(location[:stop]))), None
+    )
+    where = f" (from {origin})" if origin else ""
+    more = f" (and {others} more)" if others else ""
+    if first["type"] == "extra_forbidden":
+        return f"unknown setting {name}{where}{_suggest_setting(name)}{more}"
+    message = first["msg"].removeprefix("Value error, ")
+    if not location:
+        return f"{message}{more}"
+    return f"{name}{where}: {message}, not {first['input']!r}{more}"
+
+
+def _suggest_setting(name: str) -> str:
+    known = list(_setting_names(Settings))
+    *parents, leaf = name.split(".")
+    elsewhere = [other for other in known if other.split(".")[-1] == leaf]
+    if len(elsewhere) == 1:
+        return f": did you mean {elsewhere[0]}?"
+    siblings = [other for other in known if other.split(".")[:-1] == parents]
+    close = difflib.get_close_matches(name, siblings, n=1) or difflib.get_close_matches(name, known, n=1)
+    if close:
+        return f": did you mean {close[0]}?"
+    return f": remove it, or see {Settings.EXAMPLE} for all settings"
+
+
+def _suggest(word: str, known: Mapping[str, Any], kind: str) -> str:
+    close = difflib.get_close_matches(word, known, n=1)
+    return f": did you mean {kind}{close[0].upper()}?" if close else f": remove it, or see {Settings.EXAMPLE}"
+
+
+def _setting_names(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
+    for name, field in model.model_fields.items():
+        yield f"{prefix}{name}"
+        candidates = (field.annotation, *get_args(field.annotation))
+        for kind in candidates:
+            if isinstance(kind, type) and issubclass(kind, Section):
+                yield from _setting_names(kind, f"{prefix}{name}.")
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())

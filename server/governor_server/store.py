@@ -1,0 +1,280 @@
+"""Records of calls: in memory for reading, in SQLite so that a restart does not forget them.
+
+Everything that is alive is in memory, so that no read ever waits for a disk on the event loop; the file is
+read once, at start, and written by a thread behind a bounded queue. A disk that is full, read-only or slow
+costs the persistence, never a request: failures are counted through `on_error` and told once in the log.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import queue
+import sqlite3
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import orjson
+
+from governor.records import CallRecord
+
+IN_MEMORY = ":memory:"
+QUEUE_SIZE = 4096
+BATCH_SIZE = 256
+SWEEP_INTERVAL_S = 60.0
+CLOSE_TIMEOUT_S = 5.0
+
+SCHEMA = (
+    "PRAGMA journal_mode = WAL",
+    "PRAGMA synchronous = NORMAL",
+    "CREATE TABLE IF NOT EXISTS records"
+    " (call_id TEXT PRIMARY KEY, created REAL NOT NULL, body BLOB NOT NULL)",
+    "CREATE INDEX IF NOT EXISTS records_by_age ON records (created)",
+)
+SELECT_ALIVE = "SELECT body FROM records WHERE created >= ? ORDER BY created DESC LIMIT ?"
+UPSERT = "INSERT OR REPLACE INTO records (call_id, created, body) VALUES (?, ?, ?)"
+DELETE_EXPIRED = "DELETE FROM records WHERE created < ?"
+DELETE_EXCESS = (
+    "DELETE FROM records WHERE call_id IN"
+    " (SELECT call_id FROM records ORDER BY created DESC LIMIT -1 OFFSET ?)"
+)
+
+Row = tuple[str, float, bytes]
+
+log = logging.getLogger(__name__)
+
+
+class RecordStore:
+    """The records of recent calls, found by call id or by conversation. Safe to use from several threads.
+
+    `path` is a file, or `:memory:`. At most `max_records` are kept, the least recently used go first, and
+    none is given out more than `ttl_s` seconds after it was created. Unless `keep_text`, the file holds
+    numbers and digests only: neither arguments nor answers.
+    """
+
+    def __init__(
+        self,
+        path: str = IN_MEMORY,
+        *,
+        max_records: int = 20_000,
+        ttl_s: float = 7 * 24 * 3600.0,
+        keep_text: bool = False,
+        clock: Callable[[], float] = time.time,
+        on_error: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._max_records = max_records
+        self._ttl_s = ttl_s
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._records: OrderedDict[str, CallRecord] = OrderedDict()
+        self._conversations: dict[str, dict[str, None]] = {}
+        self._next_sweep = clock() + SWEEP_INTERVAL_S
+        self._file: RecordFile | None = None
+        if path != IN_MEMORY:
+            self._file = RecordFile(Path(path), max_records, ttl_s, keep_text, on_error)
+            for record in self._file.read(clock() - ttl_s):
+                self._insert(record)
+            self._file.start()
+
+    def __repr__(self) -> str:
+        return f"<RecordStore [{len(self)} records, {self.conversations} conversations]>"
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    @property
+    def conversations(self) -> int:
+        """Number of conversations that have a record."""
+        return len(self._conversations)
+
+    def get(self, call_id: str) -> CallRecord | None:
+        """The record of a call, or None when it is unknown or has expired."""
+        with self._lock:
+            return self._get(call_id)
+
+    def put(self, record: CallRecord) -> None:
+        """Keep a record; one with the same call id is replaced."""
+        with self._lock:
+            self._sweep()
+            self._insert(record)
+        if self._file is not None:
+            self._file.write(record)
+
+    def conversation(self, call_ids: Iterable[str]) -> str | None:
+        """The conversation that one of these calls belongs to, or None when none of them is known."""
+        with self._lock:
+            found = (record for call_id in call_ids if (record := self._get(call_id)) is not None)
+            return next((record.conversation for record in found), None)
+
+    def of_conversation(self, conversation: str) -> tuple[CallRecord, ...]:
+        """The records of a conversation, oldest first."""
+        with self._lock:
+            call_ids = tuple(self._conversations.get(conversation, ()))
+            records = [record for call_id in call_ids if (record := self._get(call_id)) is not None]
+        return tuple(sorted(records, key=lambda record: (record.created, record.step)))
+
+    def recent(self, limit: int) -> tuple[CallRecord, ...]:
+        """The newest `limit` records, oldest first."""
+        with self._lock:
+            records = sorted(self._records.values(), key=lambda record: record.created)
+        return tuple(records[-limit:] if limit > 0 else ())
+
+    def close(self) -> None:
+        """Write what is queued and let go of the file. Waits a few seconds at most."""
+        if self._file is not None:
+            self._file.close()
+
+    def _get(self, call_id: str) -> CallRecord | None:
+        record = self._records.get(call_id)
+        if record is None:
+            return None
+        if self._expired(record):
+            self._remove(call_id)
+            return None
+        self._records.move_to_end(call_id)
+        return record
+
+    def _insert(self, record: CallRecord) -> None:
+        self._remove(record.call_id)
+        self._records[record.call_id] = record
+        self._conversations.setdefault(record.conversation, {})[record.call_id] = None
+        while len(self._records) > self._max_records:
+            self._remove(next(iter(self._records)))
+
+    def _remove(self, call_id: str) -> None:
+        record = self._records.pop(call_id, None)
+        if record is None:
+            return
+        calls = self._conversations[record.conversation]
+        del calls[call_id]
+        if not calls:
+            del self._conversations[record.conversation]
+
+    def _expired(self, record: CallRecord) -> bool:
+        return self._clock() - record.created > self._ttl_s
+
+    def _sweep(self) -> None:
+        now = self._clock()
+        if now < self._next_sweep:
+            return
+        self._next_sweep = now + SWEEP_INTERVAL_S
+        for call_id in [call_id for call_id, record in self._records.items() if self._expired(record)]:
+            self._remove(call_id)
+
+
+class RecordFile:
+    """The SQLite file behind a store. Once `start` was called, only its own thread touches the file."""
+
+    def __init__(
+        self, path: Path, max_records: int, ttl_s: float, keep_text: bool, on_error: Callable[[], None]
+    ) -> None:
+        self._path = path
+        self._max_records = max_records
+        self._ttl_s = ttl_s
+        self._keep_text = keep_text
+        self._on_error = on_error
+        self._queue: queue.Queue[CallRecord | None] = queue.Queue(QUEUE_SIZE)
+        self._thread = threading.Thread(target=self._run, name="governor-records", daemon=True)
+        self._connection: sqlite3.Connection | None = None
+        self._healthy = True
+
+    def read(self, created_after: float) -> list[CallRecord]:
+        """The records that are still alive, oldest first; empty when the file cannot be read."""
+        rows: list[tuple[bytes]] = []
+        with self._counted():
+            rows = self._connect().execute(SELECT_ALIVE, (created_after, self._max_records)).fetchall()
+        self._disconnect()
+        return [record for (body,) in reversed(rows) if (record := self._decode(body)) is not None]
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def write(self, record: CallRecord) -> None:
+        """Queue a record; a full queue means that the disk is too slow, and drops it."""
+        try:
+            self._queue.put_nowait(record)
+        except queue.Full:
+            self._on_error()
+
+    def close(self) -> None:
+        try:
+            self._queue.put(None, timeout=CLOSE_TIMEOUT_S)
+        except queue.Full:
+            self._on_error()
+        self._thread.join(CLOSE_TIMEOUT_S)
+
+    def _run(self) -> None:
+        last = False
+        while not last:
+            batch, last = self._next_batch()
+            with self._counted():
+                self._save(self._connect(), [self._encode(record) for record in batch])
+        self._disconnect()
+
+    def _next_batch(self) -> tuple[list[CallRecord], bool]:
+        """What waits in the queue, one record or more; and whether the end of the queue was reached."""
+        batch: list[CallRecord] = []
+        item = self._queue.get()
+        while item is not None:
+            batch.append(item)
+            if len(batch) == BATCH_SIZE or self._queue.empty():
+                return batch, False
+            item = self._queue.get()
+        return batch, True
+
+    def _save(self, connection: sqlite3.Connection, rows: list[Row]) -> None:
+        if not rows:
+            return
+        newest = max(created for _, created, _ in rows)
+        with connection:
+            connection.executemany(UPSERT, rows)
+            connection.execute(DELETE_EXPIRED, (newest - self._ttl_s,))
+            connection.execute(DELETE_EXCESS, (self._max_records,))
+
+    def _connect(self) -> sqlite3.Connection:
+        if self._connection is None:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            # Created here and not by SQLite, so that nobody else on the machine can read it.
+            os.close(os.open(self._path, os.O_RDWR | os.O_CREAT, 0o600))
+            connection = sqlite3.connect(self._path, timeout=CLOSE_TIMEOUT_S)
+            for statement in SCHEMA:
+                connection.execute(statement)
+            self._connection = connection
+        return self._connection
+
+    def _disconnect(self) -> None:
+        if self._connection is not None:
+            with suppress(sqlite3.Error):
+                self._connection.close()
+            self._connection = None
+
+    @contextmanager
+    def _counted(self) -> Iterator[None]:
+        """Count a failure of the disk instead of raising it, and tell it once until the disk works again."""
+        try:
+            yield
+        except (sqlite3.Error, OSError, ValueError, TypeError) as error:
+            self._on_error()
+            self._disconnect()
+            if self._healthy:
+                log.warning("records are kept in memory only: %s: %s", self._path, error)
+            self._healthy = False
+        else:
+            if not self._healthy:
+                log.info("records are written to %s again", self._path)
+            self._healthy = True
+
+    def _encode(self, record: CallRecord) -> Row:
+        body = record.as_dict(keep_text=self._keep_text)
+        return record.call_id, record.created, orjson.dumps(body)
+
+    def _decode(self, body: bytes) -> CallRecord | None:
+        try:
+            return CallRecord.from_dict(orjson.loads(body))
+        except (KeyError, TypeError, ValueError):
+            self._on_error()
+            return None
