@@ -1,15 +1,46 @@
-"""Token entropy from the top of a distribution, in nats."""
+"""Token entropy from the top of a distribution, in nats.
+
+An engine reports the k largest log-probabilities of a vocabulary of V. Let p_1 >= ... >= p_k be their
+probabilities, eps = 1 - sum(p_i) the mass of the tail and H_k = -sum(p_i ln p_i). The truncated sum H_k
+alone is no measure of uncertainty: it *falls* when a flat distribution pushes mass into the tail. Two
+bounds always hold:
+
+- upper: the tail is flat, H <= H_k + eps ln((V - k) / eps);
+- lower: the tail is as concentrated as p_k allows. No tail token exceeds p_k, so the extreme case has m =
+  floor(eps / p_k) tokens of p_k and one with the rest, rho = eps - m p_k: H >= H_k - m p_k ln p_k - rho ln
+  rho.
+
+Both are attained by a distribution with this top, so neither can be improved without an assumption. The
+point value assumes a power law in the tail, q(r) = p_k (r / k)^-s for ranks r > k. It starts where the
+known part ends, and s is the one exponent that gives the tail the mass eps; it is not fitted to the ranks
+below k, since over simulated distributions the known mass says much more about the tail than the slope of a
+handful of noisy ranks. Sums over ranks are integrals from k + 1/2 to V + 1/2 (midpoint rule), so that the
+cost does not depend on V.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import exp, expm1, floor, fsum, log
+from typing import Final
+
+MASKED: Final = -9999.0
+"""What an engine that cannot write -inf in JSON sends for a token that a grammar or a ban excluded."""
+
+_MOST_STEPS: Final = 50
+_TOLERANCE: Final = 1e-9
+_ROUNDING: Final = 1e-2
+_NEGLIGIBLE: Final = 1e-15
 
 
 @dataclass(frozen=True, slots=True)
 class EntropyEstimate:
     """Token entropy in nats, known to lie in [lower, upper]; `tail` is the probability mass that was not
-    seen."""
+    seen.
+
+    Where the whole distribution was seen, the three are equal and `tail` is 0.
+    """
 
     lower: float
     value: float
@@ -18,13 +49,89 @@ class EntropyEstimate:
 
 
 def estimate(logprobs: Sequence[float], vocab_size: int, *, top: int | None = None) -> EntropyEstimate:
-    """Entropy of a distribution over `vocab_size` tokens, of which `logprobs` are known (any order).
+    """Entropy of a distribution over `vocab_size` tokens of which `logprobs` (natural, any order) are known.
 
-    The `top` largest (default: all of them) are the most probable tokens of the distribution.
+    The `top` largest of them (default: all) are the most probable tokens of the whole distribution. An
+    engine may add the sampled token to them; that entry is a known probability like the others, but bounds
+    nothing in the tail. -inf and `MASKED` are probability 0.
+
+    >>> estimate([log(0.5), log(0.25), log(0.125)], vocab_size=4)
+    EntropyEstimate(lower=1.213..., value=1.213..., upper=1.213..., tail=0.125)
+
+    Raises ValueError on no logprobs, NaN, or a logprob above 0 by more than rounding.
     """
-    raise NotImplementedError
+    known = sorted(logprobs, reverse=True)
+    if not known:
+        raise ValueError("no logprobs")
+    # With p_1 near 1, expm1 keeps the digits of 1 - p_1 that 1 - exp would round away.
+    missing = -expm1(known[0]) - fsum(map(exp, known[1:]))
+    if not -_ROUNDING * len(known) < missing <= 1.0:
+        raise ValueError("logprobs are not those of a distribution")
+    seen = max(0.0, -fsum(p * x for x in known if (p := exp(x)) > 0.0))
+    unseen = vocab_size - len(known)
+    ranks = len(known) if top is None else min(top, len(known))
+    cap = exp(known[ranks - 1]) if ranks > 0 else missing
+    # No tail can hold more than `unseen` tokens at the cap; what exceeds that is rounding in the engine.
+    tail = min(missing, unseen * cap)
+    if unseen <= 0 or tail <= _NEGLIGIBLE:
+        return EntropyEstimate(seen, seen, seen, 0.0)
+    cap = min(cap, tail)
+    upper = seen + tail * log(unseen / tail)
+    lower = min(seen + _concentrated(tail, cap), upper)
+    value = seen + _power_law(tail, cap, max(ranks, 1), vocab_size)
+    return EntropyEstimate(lower, min(max(value, lower), upper), upper, tail)
 
 
 def margin(logprobs: Sequence[float]) -> float:
-    """p(first) - p(second), in [0, 1]."""
-    raise NotImplementedError
+    """p(most probable) - p(second), in [0, 1].
+
+    With one logprob the second is taken to be as probable as it can be, so that the margin is never
+    overstated.
+    Raises ValueError on no logprobs.
+    """
+    if not logprobs:
+        raise ValueError("no logprobs")
+    first = second = float("-inf")
+    for x in logprobs:
+        if x > first:
+            first, second = x, first
+        elif x > second:
+            second = x
+    p = min(1.0, exp(first))
+    return p - (exp(second) if len(logprobs) > 1 else min(p, 1.0 - p))
+
+
+def _concentrated(tail: float, cap: float) -> float:
+    """Least entropy that the mass `tail` can have in tokens of at most `cap` each."""
+    full = floor(tail / cap)
+    rest = tail - full * cap
+    return -full * cap * log(cap) - (rest * log(rest) if rest > 0.0 else 0.0)
+
+
+def _power_law(tail: float, cap: float, rank: int, vocab_size: int) -> float:
+    """Entropy of q(r) = cap (r / rank)^-s, r > rank, with the s for which q sums to `tail`.
+
+    In u = ln(r / rank) and t = 1 - s the mass is cap * rank * G(t) with G(t) = integral of exp(t u) over
+    [near, near + width]. ln G is convex and its slope is the mean of u under q, so that Newton's method
+    from the flat tail (t = 1) comes down to the root without passing it.
+    """
+    near = log((rank + 0.5) / rank)
+    width = log((vocab_size + 0.5) / (rank + 0.5))
+    goal = log(tail / (cap * rank))
+    t = 1.0
+    for _ in range(_MOST_STEPS):
+        log_mass, mean = _exponential_integral(t, near, width)
+        step = (log_mass - goal) / mean
+        if step <= _TOLERANCE:
+            break
+        t -= step
+    return tail * ((1.0 - t) * mean - log(cap))
+
+
+def _exponential_integral(t: float, near: float, width: float) -> tuple[float, float]:
+    """ln of the integral of exp(t u) over [near, near + width], and the mean of u under that density."""
+    x = t * width
+    if abs(x) < 1e-5:
+        return t * near + log(width) + x / 2, near + width * (0.5 + x / 12)
+    growth = expm1(x)
+    return t * near + log(growth / x) + log(width), near + width * ((growth + 1.0) / growth - 1.0 / x)
