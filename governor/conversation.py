@@ -1,17 +1,33 @@
-"""What already happened in a conversation, read from the messages that the client sends."""
+"""What already happened in a conversation, read from the messages that the client sends.
+
+Whether a call failed is nowhere said in the chat format, so it is read from the result, by three signs: the
+message is flagged (`is_error`, `isError`, `status: "error"`); the result is a JSON object that says so at
+its top level; or its first words do ("Error: ...", "ValueError: ...", "Request timed out"). A failure not
+seen looks like a result, and repeating the call like a repeat; a result taken for a failure is only
+withheld later. So the signs lean towards failure, but only at the beginning of a text: a page *about*
+errors is a result.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from enum import StrEnum
-from typing import Any
+from typing import Any, Final
 
 from governor.calls import CallSignature, ToolCall, ToolCatalog, ToolEffect
+from governor.notices import is_notice
 
 
 class Outcome(StrEnum):
-    """How an executed call ended, as far as its result shows."""
+    """How a call ended, as far as its result shows.
+
+    TRANSIENT is a failure that may well go away by itself: a timeout, a 5xx or 429, a lost connection.
+    PENDING means no result in the messages: a sibling in the same turn, or a call whose result the client
+    left out.
+    """
 
     OK = "ok"
     EMPTY = "empty"
@@ -22,11 +38,7 @@ class Outcome(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class ExecutedCall:
-    """A call with its result. A PENDING one has none (yet): a sibling in the same message, or a result not
-    sent back.
-
-    `user_messages_after`: how many messages of the user came after it.
-    """
+    """A call and its result; `user_messages_after` counts the messages of the user that came after it."""
 
     call: ToolCall
     result: str
@@ -40,22 +52,150 @@ class ExecutedCall:
 
 
 def executed_calls(messages: Sequence[Any], catalog: ToolCatalog) -> tuple[ExecutedCall, ...]:
-    """The calls of the history in the order they were made, without those that were answered by our
-    notices."""
-    raise NotImplementedError
+    """The calls of the history in the order they were made, without those that were answered by a notice of
+    ours.
+
+    A result that belongs to no call of the history stands for a call of unknown effect. Messages of any
+    other shape are passed over.
+    """
+    users = sum(_role(message) == "user" for message in messages)
+    found: list[ExecutedCall] = []
+    for message in messages:
+        role = _role(message)
+        if role == "user":
+            users -= 1
+        elif role == "assistant":
+            proposed = pending_calls(_calls(message), catalog)
+            found.extend(replace(executed, user_messages_after=users) for executed in proposed)
+        elif role in ("tool", "function"):
+            _settle(found, message, users)
+    return tuple(executed for executed in found if not is_notice(executed.result))
 
 
 def withheld_signatures(messages: Sequence[Any]) -> frozenset[CallSignature]:
     """The signatures of the calls that were answered by one of our notices."""
-    raise NotImplementedError
+    proposed: dict[str, ToolCall] = {}
+    withheld: set[CallSignature] = set()
+    for message in messages:
+        if _role(message) == "assistant":
+            proposed.update((call.id, call) for call in _calls(message))
+        elif _role(message) == "tool" and is_notice(_text(message.get("content"))):
+            call = proposed.get(str(message.get("tool_call_id")))
+            withheld.update([call.signature] if call else ())
+    return frozenset(withheld)
 
 
 def pending_calls(calls: Sequence[ToolCall], catalog: ToolCatalog) -> tuple[ExecutedCall, ...]:
-    """Calls proposed but not yet executed, as history entries: what the siblings of a parallel call are to
-    it."""
-    raise NotImplementedError
+    """Calls proposed but not yet executed, as history: what the siblings of a parallel call are to it."""
+    return tuple(ExecutedCall(call, "", Outcome.PENDING, catalog.effect(call.name)) for call in calls)
 
 
 def step(messages: Sequence[Any]) -> int:
     """How many assistant messages with calls came before: 0 for the first turn."""
-    raise NotImplementedError
+    return sum(_role(message) == "assistant" and any(True for _ in _calls(message)) for message in messages)
+
+
+def _settle(found: list[ExecutedCall], message: Mapping[str, Any], users: int) -> None:
+    """Gives the newest call with this message's id its result."""
+    identity = str(message.get("tool_call_id"))
+    result = _text(message.get("content"))
+    outcome = _outcome(message, result)
+    for place in range(len(found) - 1, -1, -1):
+        if found[place].call.id == identity:
+            found[place] = replace(found[place], result=result, outcome=outcome)
+            return
+    orphan = ToolCall(identity, 0, str(message.get("name") or ""), "")
+    found.append(ExecutedCall(orphan, result, outcome, ToolEffect.UNKNOWN, users))
+
+
+def _role(message: object) -> object:
+    return message.get("role") if isinstance(message, Mapping) else None
+
+
+def _calls(message: Mapping[str, Any]) -> tuple[ToolCall, ...]:
+    return tuple(_read_calls(message.get("tool_calls")))
+
+
+def _read_calls(tool_calls: object) -> Iterator[ToolCall]:
+    if not isinstance(tool_calls, Sequence):
+        return
+    for index, entry in enumerate(tool_calls):
+        function = entry.get("function") if isinstance(entry, Mapping) else None
+        if isinstance(function, Mapping):
+            arguments = function.get("arguments") or ""
+            text = arguments if isinstance(arguments, str) else json.dumps(arguments, default=str)
+            yield ToolCall(str(entry.get("id")), index, str(function.get("name")), text)
+
+
+def _text(content: object) -> str:
+    """The text of a message's content; parts that are no text are kept as JSON, since results are compared
+    by it."""
+    if isinstance(content, str):
+        return content
+    if not isinstance(content, Sequence):
+        return ""
+    return "\n".join(_part_text(part) for part in content)
+
+
+def _part_text(part: object) -> str:
+    if isinstance(part, Mapping) and isinstance(part.get("text"), str):
+        return str(part["text"])
+    return json.dumps(part, sort_keys=True, default=str)
+
+
+_EMPTY: Final = frozenset({"", "[]", "{}", "null", "None", '""'})
+
+_LONGEST_ERROR: Final = 16_384
+"""An error report is short; longer JSON is not parsed for one."""
+
+_HEAD: Final = 500
+"""How much of a text is looked at for the words of a failure, in characters."""
+
+_FAILURE: Final = re.compile(
+    r"""
+    \W* (?:\w+\W+)?                     # "[ERROR]", "Tool error", "requests.exceptions.HTTPError"
+    (?: \w*(?:error|exception)s? \b
+      | traceback \b | fail(?:ed|ure) \b | time(?:d\ |-)?out \b
+      | (?:permission|access)\ denied \b | unauthorized \b | forbidden \b
+      | connection\ (?:refused|reset|aborted|closed) \b
+      | (?:service|temporarily)\ unavailable \b | bad\ gateway \b | gateway\ timeout \b | internal\ server \b
+      | too\ many\ requests \b | rate\ limit | overloaded \b
+      | (?:http|status|code)\W+[45]\d\d \b
+    )""",
+    re.IGNORECASE | re.VERBOSE,
+)
+
+_TRANSIENT: Final = re.compile(
+    r"""
+    time(?:d\ |-)?out | temporar | unavailable | overloaded | rate.?limit | too\ many\ requests
+      | (?:try|retry)\ (?:again|later) | connection | gateway | internal\ server | \b(?:408|429|5\d\d)\b
+    """,
+    re.IGNORECASE | re.VERBOSE,
+)
+
+
+def _outcome(message: Mapping[str, Any], result: str) -> Outcome:
+    text = result.strip()
+    if _flagged(message) or _FAILURE.match(text, 0, _HEAD) or _says_failed(text):
+        return Outcome.TRANSIENT if _TRANSIENT.search(text, 0, _HEAD) else Outcome.FAILED
+    return Outcome.EMPTY if text in _EMPTY else Outcome.OK
+
+
+def _flagged(fields: Mapping[str, Any]) -> bool:
+    return any(fields.get(key) is True for key in ("is_error", "isError")) or fields.get("status") == "error"
+
+
+def _says_failed(text: str) -> bool:
+    """Whether a result is a JSON object with an `error`, an error flag or an HTTP status of 400 and above."""
+    if not text.startswith("{") or len(text) > _LONGEST_ERROR:
+        return False
+    try:
+        fields = json.loads(text)
+    except (ValueError, RecursionError):
+        return False
+    statuses = (fields.get(key) for key in ("status", "status_code"))
+    return bool(fields.get("error")) or _flagged(fields) or any(_is_http_error(status) for status in statuses)
+
+
+def _is_http_error(status: object) -> bool:
+    return isinstance(status, int) and 400 <= status < 600

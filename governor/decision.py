@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any
+from typing import Any, Final
 
 from governor.calls import ToolCall
 
@@ -86,5 +86,64 @@ class Decision:
         }
 
     def explain(self) -> str:
-        """One plain sentence with the figures in it."""
-        return f"{self.call.name} {self.action.value}: {self.reason.value}"
+        """One plain sentence with the figures in it.
+
+        >>> call = ToolCall("call_1", 0, "lookup", "{}")
+        >>> Decision(call, Action.NOTICE, Action.NOTICE, Reason.REPEATED_CALL, inputs={"executed": 2}).explain()
+        'The call of lookup was withheld with a notice, because the same call was made before (times: 2).'
+        """
+        figures = [text for template in _FIGURES.get(self.reason, ()) if (text := _figure(template, self.inputs))]
+        shown = f" ({', '.join(figures)})" if figures else ""
+        return f"The call of {self.call.name} {self._fate()}, because {_BECAUSE[self.reason]}{shown}."
+
+    def _fate(self) -> str:
+        if self.action is Action.PASS and self.proposed is not Action.PASS:
+            return "passed, though enforcing would have withheld it"
+        return _FATE[self.action]
+
+
+_FATE: Final = {
+    Action.PASS: "passed",
+    Action.ANSWER: "was withheld and the model answered without it",
+    Action.NOTICE: "was withheld with a notice",
+}
+
+_BECAUSE: Final = {
+    Reason.REPEATED_CALL: "the same call was made before",
+    Reason.CYCLE: "the last calls went round in a circle with the same results",
+    Reason.BUDGET: "its budget is used up",
+    Reason.FAILING_RETRY: "the same call kept failing",
+    Reason.CONFIDENT_ANSWER: "the forced answer was certain in every token",
+    Reason.UNCERTAIN_ANSWER: "the forced answer was not certain enough",
+    Reason.NO_RULE: "no rule speaks against it",
+    Reason.EFFECTFUL_TOOL: "its tool has effects",
+    Reason.UNKNOWN_TOOL: "its tool is not known to be read-only",
+    Reason.ASKED_AGAIN: "the model asked for it again after a notice",
+    Reason.NOTICE_LIMIT: "the limit of notices was reached",
+    Reason.PROBE_FAILED: "the probe gave no answer",
+    Reason.NO_LOGPROBS: "upstream sent no logprobs",
+    Reason.OBSERVE_MODE: "the governor only observes",
+    Reason.POLICY_ERROR: "the policy failed",
+}
+
+_CERTAINTY: Final = (
+    "least margin {least_margin:.2f} against {margin_threshold:.2f}",
+    "largest entropy {max_entropy:.2f} against {entropy_threshold:.2f} nats",
+)
+
+_FIGURES: Final = {
+    Reason.REPEATED_CALL: ("times: {executed}",),
+    Reason.CYCLE: ("period {period}", "{executed} calls"),
+    Reason.BUDGET: ("{executed} of {budget} calls of the {budget_of}",),
+    Reason.FAILING_RETRY: ("times: {attempts}",),
+    Reason.CONFIDENT_ANSWER: _CERTAINTY,
+    Reason.UNCERTAIN_ANSWER: (*_CERTAINTY, "finished: {finished}"),
+}
+
+
+def _figure(template: str, inputs: Mapping[str, InputValue]) -> str | None:
+    """The figure in words; None where the policy did not give it."""
+    try:
+        return template.format_map(inputs)
+    except (KeyError, TypeError, ValueError):
+        return None

@@ -1,17 +1,53 @@
-"""The probe: a short forced answer on the same prefix, and what it says about the model's certainty."""
+"""The probe: a short forced answer on the same prefix, and what it says about the model's certainty.
+
+Messages and tools are the client's own, unchanged, so that the engine's prefix cache serves all of the
+prompt but its last block. The call is banned by the token that starts one; the ban is a bias on the logits,
+and the engine's logprobs are taken before it, so that the entropies are those of the free model.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from hashlib import sha256
+from typing import Any, Final
 
-from governor.spans import Markup
+from governor.errors import LogprobsMalformed, ProbeFailed
+from governor.spans import Markup, SpanKind, segment, spans
+from governor.tokens import Token, tokens_from_logprobs
+
+BAN: Final = -100
+"""The `logit_bias` that excludes a token."""
+
+_NOT_FOR_THE_PROBE: Final = frozenset(
+    {
+        # How the client wants its own answer sent, sampled, sized or named.
+        "stream_options",
+        "seed",
+        "max_completion_tokens",
+        "min_tokens",
+        "request_id",
+        "prompt_logprobs",
+        # They would replace the tokens' texts or add what nobody reads.
+        "return_tokens_as_token_ids",
+        "return_token_ids",
+        "logprob_token_ids",
+    }
+)
+
+_CALL_IN_DISGUISE: Final = re.compile(
+    r'\s*(?:```(?:json)?\s*)?(?:[\[{]\s*\{?\s*"(?:name|function|arguments)"\s*:|<function=)'
+)
+"""The body of a call without its marker. A client that asks for JSON with such a first key gets no use of
+the probe."""
 
 
 @dataclass(frozen=True, slots=True)
 class ProbeSettings:
-    """`call_start` is the text of the tool-call start token, `call_start_id` its id where it is known."""
+    """`max_tokens` is the longest answer that counts as finished; `call_start` the text of the tool-call
+    start token, `call_start_id` its id where it is known; `chat_template_kwargs` are added to the client's
+    (to skip reasoning, say)."""
 
     max_tokens: int = 48
     top_logprobs: int = 20
@@ -22,9 +58,13 @@ class ProbeSettings:
 
 @dataclass(frozen=True, slots=True)
 class ProbeAnswer:
-    """A forced answer. Entropies (nats), margin and `logprob` (their sum) are over the `tokens` tokens of
-    the answer itself, without end-of-turn and reasoning; `prompt_tokens` and `completion_tokens` are what
-    upstream says the probe cost."""
+    """A forced answer.
+
+    Entropies (nats), `least_margin` and `logprob` (a sum, in nats) are over the `tokens` tokens of the
+    answer itself, without reasoning and end of turn. `prompt_tokens` and `completion_tokens` are what
+    upstream says the probe cost. `finished`: the model ended the answer itself. `fingerprint` is derived
+    from `text`, and stays where the text is not stored.
+    """
 
     text: str
     finished: bool
@@ -37,26 +77,118 @@ class ProbeAnswer:
     completion_tokens: int = 0
     fingerprint: str = ""
 
+    def __post_init__(self) -> None:
+        if not self.fingerprint:
+            object.__setattr__(self, "fingerprint", fingerprint(self.text))
+
     def same_answer(self, other: ProbeAnswer) -> bool:
         """Whether both texts are the same but for case and whitespace."""
-        raise NotImplementedError
+        return self.fingerprint == other.fingerprint
+
+
+def fingerprint(text: str) -> str:
+    """16 hexadecimal digits that are equal for texts equal but for case and whitespace. It tells answers
+    apart; it does not hide a short one from somebody who guesses."""
+    plain = " ".join(text.split()).casefold()
+    return sha256(plain.encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
 
 def probe_request(body: Mapping[str, Any], settings: ProbeSettings) -> dict[str, Any]:
-    """The chat request that asks for the forced answer to the client's request `body`."""
-    raise NotImplementedError
+    """The chat request that asks for the forced answer to the client's request `body`; greedy, whole, with
+    logprobs."""
+    request = {key: value for key, value in body.items() if key not in _NOT_FOR_THE_PROBE}
+    request = without_calls(request, settings)
+    request |= {
+        "stream": False,
+        "n": 1,
+        "temperature": 0,
+        "max_tokens": settings.max_tokens,
+        "logprobs": True,
+        "top_logprobs": settings.top_logprobs,
+    }
+    if settings.chat_template_kwargs:
+        kwargs = body.get("chat_template_kwargs") or {}
+        request["chat_template_kwargs"] = {**kwargs, **settings.chat_template_kwargs}
+    return request
 
 
 def without_calls(body: Mapping[str, Any], settings: ProbeSettings) -> dict[str, Any]:
-    """A copy of `body` in which the model cannot call a tool: `tool_choice` "none" and the ban on the
-    tool-call start token.
+    """A copy of `body` in which the model cannot call a tool: `tool_choice` "none" and a ban on the token
+    that starts a call.
 
-    Everything else stays the client's: for the forced generation that becomes the message (action `answer`).
+    The engine alone does not see to that: with "none" it leaves the tools in the prompt and takes a call
+    for content. Everything else stays the client's, since the forced generation of the action `answer` is
+    the client's message.
     """
-    raise NotImplementedError
+    request = {**body, "tool_choice": "none"}
+    if settings.call_start_id is not None:
+        request["logit_bias"] = {**(body.get("logit_bias") or {}), str(settings.call_start_id): BAN}
+    elif settings.call_start:
+        request["bad_words"] = [*(body.get("bad_words") or ()), settings.call_start]
+    return request
 
 
 def probe_answer(response: Mapping[str, Any], vocab_size: int, markup: Markup | None = None) -> ProbeAnswer:
-    """The probe's answer in upstream's chat response (`markup` None: the default one). Raises
-    `ProbeFailed`."""
-    raise NotImplementedError
+    """The probe's answer in upstream's whole chat response (`markup` None: the default one).
+
+    Raises `ProbeFailed` with the reason `malformed`, `no_logprobs`, `empty` (no token of an answer) or
+    `call` (a tool call, or what reads like the body of one).
+    """
+    markup = markup or Markup()
+    choice, message = _choice(response)
+    text = message.get("content")
+    if text is not None and not isinstance(text, str):
+        raise ProbeFailed("malformed", "content is no text")
+    if message.get("tool_calls") or _reads_like_a_call(text or "", markup):
+        raise ProbeFailed("call")
+    answer = _answer_tokens(choice, vocab_size, markup)
+    if not text or not answer:
+        raise ProbeFailed("empty")
+    entropies = [token.entropy.value for token in answer]
+    usage = response.get("usage")
+    return ProbeAnswer(
+        text=text,
+        finished=choice.get("finish_reason") == "stop",
+        mean_entropy=sum(entropies) / len(answer),
+        max_entropy=max(entropies),
+        least_margin=min(token.margin for token in answer),
+        logprob=sum(token.logprob for token in answer),
+        tokens=len(answer),
+        prompt_tokens=_count(usage, "prompt_tokens"),
+        completion_tokens=_count(usage, "completion_tokens"),
+    )
+
+
+def _choice(response: Mapping[str, Any]) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
+    try:
+        choice = response["choices"][0]
+        message = choice["message"]
+    except (KeyError, IndexError, TypeError) as error:
+        raise ProbeFailed("malformed", f"no choices[0].message: {error!r}") from error
+    if not isinstance(choice, Mapping) or not isinstance(message, Mapping):
+        raise ProbeFailed("malformed", "choices[0].message is no object")
+    return choice, message
+
+
+def _reads_like_a_call(text: str, markup: Markup) -> bool:
+    """A ban on the start token makes small models write the call without it."""
+    marker = markup.call[0]
+    return bool(marker and marker in text) or _CALL_IN_DISGUISE.match(text) is not None
+
+
+def _answer_tokens(choice: Mapping[str, Any], vocab_size: int, markup: Markup) -> tuple[Token, ...]:
+    logprobs = choice.get("logprobs")
+    content = logprobs.get("content") if isinstance(logprobs, Mapping) else None
+    if not isinstance(content, Sequence) or not content:
+        raise ProbeFailed("no_logprobs")
+    try:
+        tokens = tokens_from_logprobs(content, vocab_size)
+    except LogprobsMalformed as error:
+        raise ProbeFailed("malformed", error.detail) from error
+    found = spans([token.text for token in tokens], markup)
+    return segment(tokens, found, {SpanKind.CONTENT})
+
+
+def _count(usage: object, key: str) -> int:
+    value = usage.get(key) if isinstance(usage, Mapping) else None
+    return value if isinstance(value, int) else 0

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, fields, replace
+from hashlib import sha256
 from typing import Any
 
 from governor.probe import ProbeAnswer
+from governor.spans import entropy_reduction
 
 
 @dataclass(frozen=True, slots=True)
 class CallRecord:
-    """Entropies in nats; `created` in seconds of the caller's clock; `decision` is `Decision.as_dict()`.
+    """What is known of one call, found again by `call_id`.
 
-    `entropy_after` and `probe_after` are filled in by the next turn, once the call's result is in the
-    context.
+    Entropies in nats; `signature` is `str(ToolCall.signature)`; `decision` is `Decision.as_dict()`;
+    `created` is in seconds of the caller's clock; `usage` holds token counts of what the governor itself
+    generated. `entropy_after` and `probe_after` are filled in by the next turn, once the call's result is
+    in the context.
     """
 
     call_id: str
@@ -32,24 +36,59 @@ class CallRecord:
 
     @property
     def entropy_reduction(self) -> float | None:
-        """Positive: the segment after the result is more certain than the one before it."""
-        raise NotImplementedError
+        """Mean entropy of the segment before the call minus that of the one after its result; positive: it
+        helped."""
+        return entropy_reduction(self.entropy_before, self.entropy_after)
 
     @property
     def gain(self) -> float | None:
-        """Mean entropy of the forced answer before the result minus after it."""
-        raise NotImplementedError
+        """Mean entropy of the forced answer before the result minus after it; None without both probes."""
+        if self.probe_before is None or self.probe_after is None:
+            return None
+        return self.probe_before.mean_entropy - self.probe_after.mean_entropy
 
     @property
     def answer_changed(self) -> bool | None:
         """Whether the forced answer is another one after the result; None without both probes."""
-        raise NotImplementedError
+        if self.probe_before is None or self.probe_after is None:
+            return None
+        return not self.probe_before.same_answer(self.probe_after)
 
     def as_dict(self, *, keep_text: bool = True) -> dict[str, Any]:
-        """JSON-ready. Without text: no arguments, no answers, and a digest in place of the signature."""
-        raise NotImplementedError
+        """JSON-ready. Without text: no arguments, no answers, and a digest in the place of the signature."""
+        return asdict(self if keep_text else self._without_text())
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> CallRecord:
-        """The record that `as_dict` gave. Raises KeyError, TypeError or ValueError on anything else."""
-        raise NotImplementedError
+        """The record that `as_dict` gave, also after a trip through JSON.
+
+        Unknown fields, of a later version, are left out. Raises TypeError on missing fields or anything
+        else that is no record.
+        """
+        known = _known(cls, data)
+        for name in ("probe_before", "probe_after"):
+            if known.get(name) is not None:
+                known[name] = ProbeAnswer(**_known(ProbeAnswer, known[name]))
+        return cls(**known)
+
+    def _without_text(self) -> CallRecord:
+        decision = {key: value for key, value in self.decision.items() if key != "arguments"}
+        digest = sha256(self.signature.encode("utf-8", "surrogatepass")).hexdigest()
+        return replace(
+            self,
+            signature=digest,
+            decision=decision,
+            probe_before=_silent(self.probe_before),
+            probe_after=_silent(self.probe_after),
+        )
+
+
+def _silent(probe: ProbeAnswer | None) -> ProbeAnswer | None:
+    return None if probe is None else replace(probe, text="")
+
+
+def _known(cls: type[Any], data: Mapping[str, Any]) -> dict[str, Any]:
+    if not isinstance(data, Mapping):
+        raise TypeError(f"{cls.__name__} from {type(data).__name__}")
+    names = {entry.name for entry in fields(cls)}
+    return {key: value for key, value in data.items() if key in names}

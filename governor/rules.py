@@ -1,19 +1,28 @@
-"""Tier 0: rules on the history alone."""
+"""Tier 0: rules on the history alone.
+
+All rules but the budget look at the *current* history: what came after the last call that may have changed
+something (effectful or unknown, failed or not, a sibling in the same turn included) and after the last
+message of the user, who may have changed something too, or have asked for a fresh look. Two calls are the
+same if their signatures are.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from governor.calls import ToolCall
-from governor.conversation import ExecutedCall
+from governor.calls import ToolCall, ToolEffect
+from governor.conversation import ExecutedCall, Outcome
 from governor.decision import InputValue, Reason
 
 
 @dataclass(frozen=True, slots=True)
 class Budgets:
     """How many calls a conversation may make: in all, and of each tool by name. None and absence mean no
-    limit."""
+    limit.
+
+    Only read-only calls are withheld when a budget is used up, but every call counts.
+    """
 
     per_conversation: int | None = None
     per_tool: Mapping[str, int] = field(default_factory=dict)
@@ -21,11 +30,15 @@ class Budgets:
 
 @dataclass(frozen=True, slots=True)
 class RuleSettings:
-    """`failing_attempts`: how often the same call must have failed before a further one is withheld (2: one
-    retry passes)."""
+    """`failing_attempts`: how often the same call must have failed, one attempt after the other, before a
+    further one is withheld; with 2, a first retry passes."""
 
     budgets: Budgets = field(default_factory=Budgets)
     failing_attempts: int = 2
+
+    def __post_init__(self) -> None:
+        if self.failing_attempts < 1:
+            raise ValueError("failing_attempts must be at least 1")
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,5 +50,91 @@ class Finding:
 
 
 def find(call: ToolCall, history: Sequence[ExecutedCall], settings: RuleSettings) -> Finding | None:
-    """The first rule that speaks against the read-only `call`, or None."""
-    raise NotImplementedError
+    """The first rule that speaks against the read-only `call`, or None.
+
+    `history` as in `Evidence.history`: executed calls, then the pending siblings of `call`.
+    """
+    current = current_history(history)
+    return (
+        cycle(call, current)
+        or repeated_call(call, current)
+        or failing_retry(call, current, settings.failing_attempts)
+        or over_budget(call, history, settings.budgets)
+    )
+
+
+def current_history(history: Sequence[ExecutedCall]) -> tuple[ExecutedCall, ...]:
+    """The executed calls whose results still describe the world."""
+    start = 0
+    for place, executed in enumerate(history):
+        if executed.effect is not ToolEffect.READ_ONLY or executed.user_messages_after:
+            start = place + 1
+    return tuple(executed for executed in history[start:] if executed.outcome is not Outcome.PENDING)
+
+
+def cycle(call: ToolCall, current: Sequence[ExecutedCall]) -> Finding | None:
+    """The last 2n calls are the same n calls twice, with the same results, and `call` starts them a third
+    time.
+
+    A result that changed is progress, and a failure that may go away by itself is no loop. What `call`
+    itself got must be a result; where it failed, `failing_retry` says so.
+    """
+    if len(_same(call, current)) < 2:
+        return None
+    steps = [(executed.call.signature, executed.result) for executed in current]
+    for period in range(1, len(steps) // 2 + 1):
+        last, before = steps[-period:], steps[-2 * period : -period]
+        if last == before and last[0][0] == call.signature:
+            outcomes = [executed.outcome for executed in current[-period:]]
+            if outcomes[0] is not Outcome.OK or Outcome.TRANSIENT in outcomes:
+                return None
+            return Finding(Reason.CYCLE, {"period": period, "executed": 2 * period})
+    return None
+
+
+def repeated_call(call: ToolCall, current: Sequence[ExecutedCall]) -> Finding | None:
+    """The same call was made, and its last result is a result: neither a failure nor empty.
+
+    If its results differed from each other the tool's answer changes by itself (a job that is polled), and
+    asking again is how one learns of it.
+    """
+    same = _same(call, current)
+    if not same or same[-1].outcome is not Outcome.OK:
+        return None
+    if len({executed.result for executed in same if executed.outcome is Outcome.OK}) > 1:
+        return None
+    return Finding(Reason.REPEATED_CALL, {"executed": len(same)})
+
+
+def failing_retry(call: ToolCall, current: Sequence[ExecutedCall], attempts: int) -> Finding | None:
+    """The same call failed or came back empty in its last `attempts` attempts, none of them for a passing
+    cause."""
+    recent = _same(call, current)[-attempts:]
+    if len(recent) < attempts:
+        return None
+    if any(executed.outcome not in (Outcome.FAILED, Outcome.EMPTY) for executed in recent):
+        return None
+    return Finding(Reason.FAILING_RETRY, {"attempts": attempts})
+
+
+def over_budget(call: ToolCall, history: Sequence[ExecutedCall], budgets: Budgets) -> Finding | None:
+    """The conversation made as many calls as it may, or as many of this tool. Siblings that come before
+    `call` in its turn count, those after it do not."""
+    made = [
+        executed
+        for executed in history
+        if executed.outcome is not Outcome.PENDING or executed.call.index < call.index
+    ]
+    of_tool = sum(executed.call.name == call.name for executed in made)
+    limit = budgets.per_tool.get(call.name)
+    if limit is not None and of_tool >= limit:
+        return Finding(Reason.BUDGET, {"budget": limit, "executed": of_tool, "budget_of": "tool"})
+    if budgets.per_conversation is not None and len(made) >= budgets.per_conversation:
+        whole = budgets.per_conversation
+        return Finding(Reason.BUDGET, {"budget": whole, "executed": len(made), "budget_of": "conversation"})
+    return None
+
+
+def _same(call: ToolCall, current: Sequence[ExecutedCall]) -> list[ExecutedCall]:
+    signature = call.signature
+    return [e for e in current if e.call.name == call.name and e.call.signature == signature]

@@ -64,3 +64,15 @@ class Policy(Protocol):
     def judge(self, evidence: Evidence) -> Judgement:
         """The verdict on one call; NEED_PROBE only while `evidence.probe` is None."""
         ...
+
+
+def exemption(evidence: Evidence) -> Verdict | None:
+    """The verdict on a call that no policy may withhold: its tool is not known to be read-only, or the
+    model asks for it again after a notice. None for any other call."""
+    if evidence.effect is ToolEffect.EFFECTFUL:
+        return Verdict(False, Reason.EFFECTFUL_TOOL, 0)
+    if evidence.effect is ToolEffect.UNKNOWN:
+        return Verdict(False, Reason.UNKNOWN_TOOL, 0)
+    if evidence.call.signature in evidence.withheld:
+        return Verdict(False, Reason.ASKED_AGAIN, 0)
+    return None

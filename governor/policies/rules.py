@@ -4,16 +4,37 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from governor.policies.policy import Evidence, Judgement
-from governor.rules import RuleSettings
+from governor.decision import Reason
+from governor.policies.policy import Evidence, Verdict, exemption
+from governor.rules import RuleSettings, find
 
 
 @dataclass(frozen=True, slots=True)
 class RulesPolicy:
-    """Withholds what a rule speaks against."""
+    """Withholds what a rule speaks against: repeats, cycles, failing retries, calls over budget. Needs no
+    logprobs.
+
+    Parameters ---------- settings The budgets and how many failures of the same call are enough; see
+    `governor.rules`.
+
+    >>> from governor.calls import ToolCall, ToolEffect
+    >>> from governor.rules import Budgets
+    >>> policy = RulesPolicy(RuleSettings(Budgets(per_conversation=0)))
+    >>> verdict = policy.judge(Evidence(ToolCall("call_1", 0, "lookup", "{}"), ToolEffect.READ_ONLY))
+    >>> verdict.withhold, str(verdict.reason)
+    (True, 'budget')
+    """
 
     settings: RuleSettings = field(default_factory=RuleSettings)
     name: str = "rules"
 
-    def judge(self, evidence: Evidence) -> Judgement:
-        raise NotImplementedError
+    def judge(self, evidence: Evidence) -> Verdict:
+        return settled(evidence, self.settings) or Verdict(False, Reason.NO_RULE, 0)
+
+
+def settled(evidence: Evidence, settings: RuleSettings) -> Verdict | None:
+    """The verdict where the exemptions or the rules give one, else None."""
+    if exempt := exemption(evidence):
+        return exempt
+    finding = find(evidence.call, evidence.history, settings)
+    return Verdict(True, finding.reason, 0, finding.inputs) if finding else None
