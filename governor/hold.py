@@ -1,0 +1,79 @@
+"""Which chunks of a stream go on at once, and which wait for the decision."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from governor.request import Json
+from governor.turn import REASONING_KEYS, Turn, first_choice
+
+MAY_BEGIN_CALL = "{[<`"
+"""How a call begins that a model writes as text, when it may not make one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """A chunk that waits; `first_token` is the place in the turn of the first token in its logprobs."""
+
+    chunk: Json
+    first_token: int = 0
+
+
+class Hold:
+    """Text goes on at once; from the first call of a governed tool on, everything waits.
+
+    `disguise`: text that may turn out to be a call written out waits for its end.
+    `calls` False: calls do not wait. `end` False: neither does what follows the last token. `governs` says
+    whether calls of a tool may be withheld: those of other tools go on at once, as long as nothing before
+    them waits.
+
+    Chunks that show nothing (the swallowed marker of a call, whitespace before the first word) wait for the
+    next one, because they belong to what comes next: text, or a call.
+    """
+
+    def __init__(
+        self, governs: Callable[[str], bool], *, calls: bool, end: bool, disguise: bool = False
+    ) -> None:
+        self._governs = governs
+        self._holds_disguise = disguise
+        self._holds_calls = calls
+        self._holds_end = end
+        self._waiting: list[Held] = []
+        self._closed = False
+
+    def receive(self, held: Held, turn: Turn) -> Sequence[Held]:
+        """What goes on now that `held` arrived; `turn` has taken it in already."""
+        self._closed = self._closed or self._closes(held.chunk, turn)
+        self._waiting.append(held)
+        if self._closed or (self._holds_calls and self._shows_nothing(held.chunk, turn)):
+            return ()
+        return self.take()
+
+    def take(self) -> Sequence[Held]:
+        """All that waits, in order; nothing waits afterwards."""
+        taken, self._waiting = self._waiting, []
+        return taken
+
+    def _closes(self, chunk: Json, turn: Turn) -> bool:
+        choice = first_choice(chunk)
+        if choice is None:
+            return False
+        if self._holds_disguise and turn.content.lstrip()[:1] in MAY_BEGIN_CALL and turn.content.strip():
+            return True
+        if self._holds_end and choice.get("finish_reason") is not None:
+            return True
+        calls = (choice.get("delta") or {}).get("tool_calls") or ()
+        return self._holds_calls and any(self._waits(turn.tool_name(call.get("index", 0))) for call in calls)
+
+    def _waits(self, tool: str) -> bool:
+        return not tool or self._governs(tool)
+
+    def _shows_nothing(self, chunk: Json, turn: Turn) -> bool:
+        choice = first_choice(chunk)
+        if choice is None or choice.get("finish_reason") is not None:
+            return False
+        delta: Json = choice.get("delta") or {}
+        if delta.get("role") or delta.get("tool_calls") or any(delta.get(key) for key in REASONING_KEYS):
+            return False
+        return not delta.get("content") or not turn.content.strip()

@@ -1,0 +1,158 @@
+"""A turn: one assistant message with the tokens it was generated from, whole or in pieces."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from governor.calls import ToolCall
+from governor.errors import LogprobsMalformed
+from governor.probe import ProbeAnswer
+from governor.request import Json
+from governor.spans import Markup, Span, SpanKind, mean_entropy, segment, spans
+from governor.tokens import Token, tokens_from_logprobs
+
+REASONING_KEYS = ("reasoning", "reasoning_content")
+"""The names of the field with the reasoning, the present one of vLLM first."""
+
+
+CALL_KEYS = ('"name"', '"function"', '"arguments"', "<function=")
+"""How the body of a call begins."""
+
+
+@dataclass(slots=True)
+class _CallParts:
+    id: str = ""
+    name: str = ""
+    arguments: list[str] = field(default_factory=list)
+
+
+class Turn:
+    """What the model generated, collected from stream chunks or from a response.
+
+    Both ways give the same turn for the same generation: the spans come from the tokens' texts alone.
+    """
+
+    def __init__(self, vocab_size: int, markup: Markup) -> None:
+        self._vocab_size = vocab_size
+        self._markup = markup
+        self._content: list[str] = []
+        self._reasoning: list[str] = []
+        self._calls: dict[int, _CallParts] = {}
+        self.reasoning_key = REASONING_KEYS[0]
+        self.tokens: list[Token] = []
+        self.malformed_logprobs = False
+        self.finish_reason: str | None = None
+        self.usage: Json = {}
+
+    def add_chunk(self, chunk: Json) -> None:
+        """Take in one chunk of the stream."""
+        if choice := first_choice(chunk):
+            self._add(choice.get("delta") or {}, choice)
+        self.usage = chunk.get("usage") or self.usage
+
+    def add_response(self, response: Json) -> None:
+        """Take in a whole response."""
+        if choice := first_choice(response):
+            self._add(choice.get("message") or {}, choice)
+        self.usage = response.get("usage") or {}
+
+    def _add(self, message: Json, choice: Json) -> None:
+        if content := message.get("content"):
+            self._content.append(content)
+        for key in REASONING_KEYS:
+            if reasoning := message.get(key):
+                self.reasoning_key = key
+                self._reasoning.append(reasoning)
+                break
+        for place, call in enumerate(message.get("tool_calls") or ()):
+            self._add_call(call.get("index", place), call)
+        self._add_tokens(choice.get("logprobs") or {})
+        self.finish_reason = choice.get("finish_reason") or self.finish_reason
+
+    def _add_call(self, index: int, delta: Json) -> None:
+        """By index: later pieces of a call carry no id, or an empty one."""
+        parts = self._calls.setdefault(index, _CallParts())
+        function: Json = delta.get("function") or {}
+        parts.id = delta.get("id") or parts.id
+        parts.name = function.get("name") or parts.name
+        parts.arguments.append(function.get("arguments") or "")
+
+    def _add_tokens(self, logprobs: Json) -> None:
+        try:
+            self.tokens += tokens_from_logprobs(logprobs.get("content") or (), self._vocab_size)
+        except LogprobsMalformed:
+            self.malformed_logprobs = True
+
+    @property
+    def content(self) -> str:
+        return "".join(self._content)
+
+    @property
+    def reasoning(self) -> str:
+        return "".join(self._reasoning)
+
+    @property
+    def calls(self) -> tuple[ToolCall, ...]:
+        return tuple(
+            ToolCall(parts.id, index, parts.name, "".join(parts.arguments))
+            for index, parts in sorted(self._calls.items())
+        )
+
+    def tool_name(self, index: int) -> str:
+        """The tool of the call at `index`, as far as it is known; "" before that."""
+        return self._calls[index].name if index in self._calls else ""
+
+    @property
+    def measured(self) -> bool:
+        """Whether upstream sent the tokens' logprobs."""
+        return bool(self.tokens) and not self.malformed_logprobs
+
+    def spans(self) -> tuple[Span, ...]:
+        """The spans of the turn.
+
+        A chat template may open the reasoning in the prompt, so that it is generated without its opening
+        marker.
+        """
+        texts = [token.text for token in self.tokens]
+        opening = self._markup.reasoning[0]
+        in_prompt = bool(self._reasoning) and opening not in "".join(texts)
+        return spans(texts, self._markup, starts_in_reasoning=in_prompt)
+
+    def first_call_token(self) -> int:
+        """Where the marker stands that opens the first call; the number of tokens if there is none."""
+        found = self.spans()
+        for place, span in enumerate(found):
+            if span.kind is SpanKind.CALL:
+                return found[max(place - 1, 0)].start
+        return len(self.tokens)
+
+    @property
+    def is_disguised_call(self) -> bool:
+        """Whether the text is a call written out, as small models do when the marker of a call is banned."""
+        body = self.content.strip().strip("`").removeprefix("json").lstrip(" \n[{")
+        marker = self._markup.call[0]
+        return bool(marker and marker in self.content) or body.startswith(CALL_KEYS)
+
+    def as_answer(self) -> ProbeAnswer | None:
+        """The text of the turn as an answer that nobody forced; None if it has none."""
+        answer = segment(self.tokens, self.spans(), {SpanKind.CONTENT})
+        if not answer:
+            return None
+        return ProbeAnswer(
+            text=self.content.strip(),
+            finished=self.finish_reason == "stop",
+            mean_entropy=mean_entropy(answer) or 0.0,
+            max_entropy=max(token.entropy.value for token in answer),
+            least_margin=min(token.margin for token in answer),
+            logprob=sum(token.logprob for token in answer),
+            tokens=len(answer),
+            prompt_tokens=0,
+        )
+
+
+def first_choice(body: Json) -> Mapping[str, Any] | None:
+    """The only choice of a chunk or a response; None if it has none."""
+    choices = body.get("choices")
+    return choices[0] if isinstance(choices, list) and choices else None
