@@ -43,11 +43,13 @@ Say = Callable[[str], None]
 class Engine:
     """One vLLM server: `start`, `wait_ready`, perhaps `supervise`, and `stop` in the end.
 
-    As a context manager it starts and stops. `say` gets a line now and then. All methods may be called from
-    any thread.
+    As a context manager it starts and stops. `say` gets the lines that an operator should
+    not miss, `progress` those that the next one replaces. All methods may be called from any thread.
     """
 
-    def __init__(self, settings: EngineSettings, say: Say = lambda line: None) -> None:
+    def __init__(
+        self, settings: EngineSettings, say: Say = lambda line: None, progress: Say = lambda line: None
+    ) -> None:
         """Raises `EngineError` when the model or vLLM is not there, `PortInUse` when the port is taken."""
         if settings.model is None:
             raise EngineError("no model is named: use --model, or engine.model in the configuration")
@@ -58,6 +60,7 @@ class Engine:
         self.log_path = settings.log_file or _temporary_log()
         self.restarts = 0
         self._say = say
+        self._progress = progress
         self._lock = threading.Lock()
         self._process: subprocess.Popen[bytes] | None = None
         self._started = 0.0
@@ -119,14 +122,19 @@ class Engine:
             if elapsed > self.settings.start_timeout_s:
                 self._end()
                 raise self._failure(f"vLLM was not ready after {elapsed:.0f} s (engine.start_timeout_s)")
-            self._say(f"vLLM is starting: {elapsed:.0f} s (a minute or two on a CPU)")
+            self._progress(f"vLLM is starting: {elapsed:.0f} s (a minute or two on a CPU)")
             time.sleep(POLL_S)
         self._warm_up()
         self._ready = time.monotonic()
+        self._say(f"vLLM is ready after {self._ready - self._started:.0f} s")
 
-    def supervise(self, on_failure: Callable[[EngineError], None]) -> None:
+    def supervise(
+        self, on_failure: Callable[[EngineError], None], on_restart: Callable[[], None] = lambda: None
+    ) -> None:
         """From now on start it again when it dies; on giving up call `on_failure`, from another thread."""
-        threading.Thread(target=self._watch, args=(on_failure,), name="governor-engine", daemon=True).start()
+        threading.Thread(
+            target=self._watch, args=(on_failure, on_restart), name="governor-engine", daemon=True
+        ).start()
 
     def stop(self) -> None:
         """End it and all of its processes, and return when they are gone. Its log is kept if it failed."""
@@ -155,7 +163,7 @@ class Engine:
         except OSError as error:
             raise EngineError(f"cannot write vLLM's log: {error} (engine.log_file)") from None
 
-    def _watch(self, on_failure: Callable[[EngineError], None]) -> None:
+    def _watch(self, on_failure: Callable[[EngineError], None], on_restart: Callable[[], None]) -> None:
         quick_deaths = 0
         while self._process is not None:
             self._process.wait()
@@ -169,14 +177,14 @@ class Engine:
             self._say(f"vLLM died: {cause(self.tail(200))}; starting it again in {delay:.0f} s")
             if self._stopping.wait(delay):
                 return
+            self.restarts += 1
+            on_restart()
             self._restart()
 
     def _restart(self) -> None:
-        self.restarts += 1
         self.start()
         with contextlib.suppress(EngineError):
             self.wait_ready()
-            self._say(f"vLLM is ready again after {time.monotonic() - self._started:.0f} s")
 
     def _died_quickly(self) -> bool:
         return self._ready is None or time.monotonic() - self._ready < self.settings.quick_death_s
@@ -188,7 +196,7 @@ class Engine:
             return False
 
     def _warm_up(self) -> None:
-        self._say("vLLM is warming up: the first request with logprobs can take half a minute")
+        self._progress("vLLM is warming up: the first request with logprobs can take half a minute")
         try:
             name = json.loads(self._request("GET", "/v1/models", timeout=HEALTH_TIMEOUT_S)[1])["data"][0][
                 "id"

@@ -11,9 +11,18 @@ import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self, get_args
+from urllib.parse import urlsplit
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SecretStr,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 from pydantic_settings import BaseSettings, EnvSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 from pydantic_settings import SettingsError as SourceError
 
@@ -49,6 +58,8 @@ class ServerSettings(Section):
 
     host: str = "127.0.0.1"
     port: Port = 8000
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    shutdown_grace_s: Count = 10
 
 
 class UpstreamSettings(Section):
@@ -59,6 +70,17 @@ class UpstreamSettings(Section):
     connect_timeout_s: Seconds = 5.0
     read_timeout_s: Seconds = 600.0
     max_connections: Count = 1024
+
+    @field_validator("url")
+    @classmethod
+    def _without_version(cls, url: str | None) -> str | None:
+        """People give the address with `/v1` or without it; it is kept without."""
+        if url is None:
+            return None
+        parts = urlsplit(url)
+        if parts.scheme not in ("http", "https") or not parts.netloc:
+            raise ValueError("must be an address like http://host:8000")
+        return url.rstrip("/").removesuffix("/v1").rstrip("/")
 
 
 class EngineSettings(Section):
@@ -189,9 +211,14 @@ class Settings(BaseSettings):
         return (init_settings,)
 
     @model_validator(mode="after")
-    def _one_upstream(self) -> Self:
+    def _consistent(self) -> Self:
         if self.upstream.url is not None and self.engine.model is not None:
-            raise ValueError("upstream.url and engine.model are both set; keep one of them")
+            raise ValueError("upstream.url and engine.model are both set: keep one of them")
+        allowed = self.engine.max_logprobs
+        if self.engine.model is not None and 0 <= allowed < self.governance.top_logprobs:
+            raise ValueError(
+                f"governance.top_logprobs is more than engine.max_logprobs ({allowed}): raise that one"
+            )
         return self
 
     @classmethod
