@@ -153,7 +153,8 @@ _HEAD: Final = 500
 
 _FAILURE: Final = re.compile(
     r"""
-    \W* (?:\w+\W+)?                     # "[ERROR]", "Tool error", "requests.exceptions.HTTPError"
+    [^\w{]*                              # "[ERROR]", but not the fields of an object
+    (?: (?!(?:the|an?|no|any|\d+)\b) \w+ [^\w{]+ )?    # "Tool error", "json.JSONDecodeError", not "No errors"
     (?: \w*(?:error|exception)s? \b
       | traceback \b | fail(?:ed|ure) \b | time(?:d\ |-)?out \b
       | (?:permission|access)\ denied \b | unauthorized \b | forbidden \b

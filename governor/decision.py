@@ -89,11 +89,13 @@ class Decision:
         """One plain sentence with the figures in it.
 
         >>> call = ToolCall("call_1", 0, "lookup", "{}")
-        >>> Decision(call, Action.NOTICE, Action.NOTICE, Reason.REPEATED_CALL, inputs={"executed": 2}).explain()
+        >>> notice = Action.NOTICE
+        >>> Decision(call, notice, notice, Reason.REPEATED_CALL, inputs={"executed": 2}).explain()
         'The call of lookup was withheld with a notice, because the same call was made before (times: 2).'
         """
-        figures = [text for template in _FIGURES.get(self.reason, ()) if (text := _figure(template, self.inputs))]
-        shown = f" ({', '.join(figures)})" if figures else ""
+        texts = (_figure(template, self.inputs) for template in _FIGURES.get(self.reason, ()))
+        figures = ", ".join(text for text in texts if text)
+        shown = f" ({figures})" if figures else ""
         return f"The call of {self.call.name} {self._fate()}, because {_BECAUSE[self.reason]}{shown}."
 
     def _fate(self) -> str:

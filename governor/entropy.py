@@ -28,7 +28,6 @@ from typing import Final
 MASKED: Final = -9999.0
 """What an engine that cannot write -inf in JSON sends for a token that a grammar or a ban excluded."""
 
-_MOST_STEPS: Final = 50
 _TOLERANCE: Final = 1e-9
 _ROUNDING: Final = 1e-2
 _NEGLIGIBLE: Final = 1e-15
@@ -111,20 +110,18 @@ def _concentrated(tail: float, cap: float) -> float:
 def _power_law(tail: float, cap: float, rank: int, vocab_size: int) -> float:
     """Entropy of q(r) = cap (r / rank)^-s, r > rank, with the s for which q sums to `tail`.
 
-    In u = ln(r / rank) and t = 1 - s the mass is cap * rank * G(t) with G(t) = integral of exp(t u) over
-    [near, near + width]. ln G is convex and its slope is the mean of u under q, so that Newton's method
-    from the flat tail (t = 1) comes down to the root without passing it.
+    In u = ln(r / rank) and t = 1 - s the mass is cap * rank * G(t), where G(t) is the integral of exp(t u)
+    over [near, near + width]. ln G is convex with the mean of u under q for its slope, so that Newton's
+    method comes down from the flat tail (t = 1) to the root without passing it.
     """
     near = log((rank + 0.5) / rank)
     width = log((vocab_size + 0.5) / (rank + 0.5))
     goal = log(tail / (cap * rank))
     t = 1.0
-    for _ in range(_MOST_STEPS):
-        log_mass, mean = _exponential_integral(t, near, width)
-        step = (log_mass - goal) / mean
-        if step <= _TOLERANCE:
-            break
+    log_mass, mean = _exponential_integral(t, near, width)
+    while (step := (log_mass - goal) / mean) > _TOLERANCE:
         t -= step
+        log_mass, mean = _exponential_integral(t, near, width)
     return tail * ((1.0 - t) * mean - log(cap))
 
 

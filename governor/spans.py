@@ -79,8 +79,9 @@ def spans(texts: Sequence[str], markup: Markup, *, starts_in_reasoning: bool = F
     marker, with the opening marker of a call (as engines parse it), or with the turn. A call ends with the
     first closing marker after its opening one, whatever stands in between, or with the turn.
 
-    >>> [str(s.kind) for s in spans(["Let", " me", " look", ".", "<tool_call>", "{}", "</tool_call>"],
-    Markup())] ['content', 'template', 'call', 'template']
+    >>> texts = ["Let", " me", " look", ".", "<tool_call>", "{}", "</tool_call>"]
+    >>> [str(span.kind) for span in spans(texts, Markup())]
+    ['content', 'template', 'call', 'template']
     """
     if not starts_in_reasoning:
         starts_in_reasoning = _closes_first("".join(texts), markup.reasoning)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import isnan
 from typing import Any
 
 from governor.entropy import EntropyEstimate, estimate, margin
@@ -33,7 +34,9 @@ def tokens_from_logprobs(content: Sequence[Mapping[str, Any]], vocab_size: int) 
 
 
 def _token(entry: Mapping[str, Any], vocab_size: int) -> Token:
-    own: float = entry["logprob"]
+    text, own = entry["token"], float(entry["logprob"])
+    if not isinstance(text, str) or isnan(own):
+        raise ValueError("a token without text or logprob")
     logprobs: list[float] = [alternative["logprob"] for alternative in entry.get("top_logprobs") or ()]
     top = len(logprobs)
     if not logprobs or own < min(logprobs):
@@ -43,4 +46,4 @@ def _token(entry: Mapping[str, Any], vocab_size: int) -> Token:
         # list may stand in for the true rank k. It is taken for an addition, so that the bounds hold either
         # way.
         top -= 1
-    return Token(entry["token"], own, estimate(logprobs, vocab_size, top=top), margin(logprobs))
+    return Token(text, own, estimate(logprobs, vocab_size, top=top), margin(logprobs))
