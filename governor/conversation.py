@@ -148,6 +148,8 @@ _EMPTY: Final = frozenset({"", "[]", "{}", "null", "None", '""'})
 _LONGEST_ERROR: Final = 16_384
 """An error report is short; longer JSON is not parsed for one."""
 
+_ERROR_FIELD: Final = re.compile('"(?:error|is_error|isError|status|status_code)"')
+
 _HEAD: Final = 500
 """How much of a text is looked at for the words of a failure, in characters."""
 
@@ -188,7 +190,7 @@ def _flagged(fields: Mapping[str, Any]) -> bool:
 
 def _says_failed(text: str) -> bool:
     """Whether a result is a JSON object with an `error`, an error flag or an HTTP status of 400 and above."""
-    if not text.startswith("{") or len(text) > _LONGEST_ERROR:
+    if not text.startswith("{") or len(text) > _LONGEST_ERROR or not _ERROR_FIELD.search(text):
         return False
     try:
         fields = json.loads(text)

@@ -55,10 +55,11 @@ def find(call: ToolCall, history: Sequence[ExecutedCall], settings: RuleSettings
     `history` as in `Evidence.history`: executed calls, then the pending siblings of `call`.
     """
     current = current_history(history)
+    same = executions(call, current)
     return (
-        cycle(call, current)
-        or repeated_call(call, current)
-        or failing_retry(call, current, settings.failing_attempts)
+        cycle(same, current)
+        or repeated_call(same)
+        or failing_retry(same, settings.failing_attempts)
         or over_budget(call, history, settings.budgets)
     )
 
@@ -72,19 +73,25 @@ def current_history(history: Sequence[ExecutedCall]) -> tuple[ExecutedCall, ...]
     return tuple(executed for executed in history[start:] if executed.outcome is not Outcome.PENDING)
 
 
-def cycle(call: ToolCall, current: Sequence[ExecutedCall]) -> Finding | None:
-    """The last 2n calls are the same n calls twice, with the same results, and `call` starts them a third
+def executions(call: ToolCall, current: Sequence[ExecutedCall]) -> tuple[ExecutedCall, ...]:
+    """Those of the current history that are the same call as `call`."""
+    signature = call.signature
+    return tuple(e for e in current if e.call.name == call.name and e.call.signature == signature)
+
+
+def cycle(same: Sequence[ExecutedCall], current: Sequence[ExecutedCall]) -> Finding | None:
+    """The last 2n calls are the same n calls twice, with the same results, and the call starts them a third
     time.
 
-    A result that changed is progress, and a failure that may go away by itself is no loop. What `call`
+    A result that changed is progress, and a failure that may go away by itself is no loop. What the call
     itself got must be a result; where it failed, `failing_retry` says so.
     """
-    if len(_same(call, current)) < 2:
+    if len(same) < 2:
         return None
     steps = [(executed.call.signature, executed.result) for executed in current]
     for period in range(1, len(steps) // 2 + 1):
         last, before = steps[-period:], steps[-2 * period : -period]
-        if last == before and last[0][0] == call.signature:
+        if last == before and last[0][0] == same[0].call.signature:
             outcomes = [executed.outcome for executed in current[-period:]]
             if outcomes[0] is not Outcome.OK or Outcome.TRANSIENT in outcomes:
                 return None
@@ -92,13 +99,12 @@ def cycle(call: ToolCall, current: Sequence[ExecutedCall]) -> Finding | None:
     return None
 
 
-def repeated_call(call: ToolCall, current: Sequence[ExecutedCall]) -> Finding | None:
-    """The same call was made, and its last result is a result: neither a failure nor empty.
+def repeated_call(same: Sequence[ExecutedCall]) -> Finding | None:
+    """The call was made before, and its last result is a result: neither a failure nor empty.
 
     If its results differed from each other the tool's answer changes by itself (a job that is polled), and
     asking again is how one learns of it.
     """
-    same = _same(call, current)
     if not same or same[-1].outcome is not Outcome.OK:
         return None
     if len({executed.result for executed in same if executed.outcome is Outcome.OK}) > 1:
@@ -106,10 +112,10 @@ def repeated_call(call: ToolCall, current: Sequence[ExecutedCall]) -> Finding | 
     return Finding(Reason.REPEATED_CALL, {"executed": len(same)})
 
 
-def failing_retry(call: ToolCall, current: Sequence[ExecutedCall], attempts: int) -> Finding | None:
-    """The same call failed or came back empty in its last `attempts` attempts, none of them for a passing
+def failing_retry(same: Sequence[ExecutedCall], attempts: int) -> Finding | None:
+    """The call failed or came back empty in its last `attempts` attempts, none of them for a passing
     cause."""
-    recent = _same(call, current)[-attempts:]
+    recent = same[-attempts:]
     if len(recent) < attempts:
         return None
     if any(executed.outcome not in (Outcome.FAILED, Outcome.EMPTY) for executed in recent):
@@ -133,8 +139,3 @@ def over_budget(call: ToolCall, history: Sequence[ExecutedCall], budgets: Budget
         whole = budgets.per_conversation
         return Finding(Reason.BUDGET, {"budget": whole, "executed": len(made), "budget_of": "conversation"})
     return None
-
-
-def _same(call: ToolCall, current: Sequence[ExecutedCall]) -> list[ExecutedCall]:
-    signature = call.signature
-    return [e for e in current if e.call.name == call.name and e.call.signature == signature]
