@@ -23,10 +23,9 @@ class Held:
 class Hold:
     """Text goes on at once; from the first call of a governed tool on, everything waits.
 
-    `disguise`: text that may turn out to be a call written out waits for its end.
-    `calls` False: calls do not wait. `end` False: neither does what follows the last token. `governs` says
-    whether calls of a tool may be withheld: those of other tools go on at once, as long as nothing before
-    them waits.
+    `calls` False: calls do not wait. `end` False: neither does what follows the last token. `disguise`: nothing
+    goes on before there is text that is no call written out. `governs` says whether calls of a tool may be
+    withheld: those of other tools go on at once, as long as nothing before them waits.
 
     Chunks that show nothing (the swallowed marker of a call, whitespace before the first word) wait for the
     next one, because they belong to what comes next: text, or a call.
@@ -48,6 +47,8 @@ class Hold:
         self._waiting.append(held)
         if self._closed or (self._holds_calls and self._shows_nothing(held.chunk, turn)):
             return ()
+        if self._holds_disguise and not _is_text(turn.content):
+            return ()
         return self.take()
 
     def take(self) -> Sequence[Held]:
@@ -59,8 +60,6 @@ class Hold:
         choice = first_choice(chunk)
         if choice is None:
             return False
-        if self._holds_disguise and turn.content.lstrip()[:1] in MAY_BEGIN_CALL and turn.content.strip():
-            return True
         if self._holds_end and choice.get("finish_reason") is not None:
             return True
         calls = (choice.get("delta") or {}).get("tool_calls") or ()
@@ -77,3 +76,8 @@ class Hold:
         if delta.get("role") or delta.get("tool_calls") or any(delta.get(key) for key in REASONING_KEYS):
             return False
         return not delta.get("content") or not turn.content.strip()
+
+
+def _is_text(content: str) -> bool:
+    begin = content.lstrip()[:1]
+    return bool(begin) and begin not in MAY_BEGIN_CALL
