@@ -13,20 +13,29 @@ from governor.rules import RuleSettings
 
 @dataclass(frozen=True, slots=True)
 class ThresholdPolicy:
-    r"""Withholds a call if a rule speaks against it, or if the forced answer is confident in every token:
+    """Withholds a call if a rule speaks against it, or if the forced answer is confident in every token:
 
         finished  and  not empty  and  min_t m_t >= margin  and  max_t H_t <= entropy
 
     over the tokens t of the answer, where m_t = p_1 - p_2 is the gap between the two most probable tokens
     and H_t the token entropy in nats. The extremes count, not the means: an answer such as "The capital of
     Chad is N'Djamena" has a dozen certain tokens and one or two that carry the fact, and a mean hides
-    these. Forcing an answer at the point of the call and gating on its margin is known from training-free
-    stopping rules for retrieval; confidence is no proof of being right, so that the thresholds have to be
-    checked on the model at hand, in observe mode, before they are enforced.
+    these. The margin of a draft answer is the default signal of TARG [1]_; TASR [2]_ forces an answer between
+    retrievals and stops on its margin once it repeats. Here a repeated answer is reported, not required.
+    Confidence is no proof of being right: check the thresholds on the model at hand, in observe mode, before
+    they are enforced.
 
-    Parameters ---------- margin Least gap between the first and the second token, in [0, 1]. Raising it
-    withholds fewer calls. entropy Greatest token entropy in nats. Lowering it withholds fewer calls.
-    settings The rules of tier 0, which come first and cost no probe.
+    Parameters
+    ----------
+    margin
+        Least gap between the first and the second token, in [0, 1]. Raising it withholds fewer calls.
+    entropy
+        Greatest token entropy in nats. Lowering it withholds fewer calls.
+    settings
+        The rules of tier 0, which come first and cost no probe.
+
+    .. [1] arXiv:2511.09803
+    .. [2] arXiv:2606.13814
 
     >>> from governor.calls import ToolCall, ToolEffect
     >>> evidence = Evidence(ToolCall("call_1", 0, "lookup", "{}"), ToolEffect.READ_ONLY)
