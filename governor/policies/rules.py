@@ -11,11 +11,12 @@ from governor.rules import RuleSettings, find
 
 @dataclass(frozen=True, slots=True)
 class RulesPolicy:
-    """Withholds what a rule speaks against: repeats, cycles, failing retries, calls over budget. Needs no
-    logprobs.
+    """Withholds what a rule of `governor.rules` speaks against. Needs no logprobs.
 
-    Parameters ---------- settings The budgets and how many failures of the same call are enough; see
-    `governor.rules`.
+    Parameters
+    ----------
+    settings
+        The budgets, and how many failures of the same call are enough.
 
     >>> from governor.calls import ToolCall, ToolEffect
     >>> from governor.rules import Budgets
