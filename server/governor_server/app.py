@@ -1,0 +1,167 @@
+"""The application: the proxy, and beside it the few routes of the governor's own."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+import uuid
+from collections.abc import Mapping
+from contextlib import suppress
+from typing import Any
+
+import orjson
+from fastapi import FastAPI, Response
+from prometheus_client import CollectorRegistry
+
+from governor.governance import Governance
+from governor_server.metrics import Metrics, process_registry
+from governor_server.proxy import Proxy, Receive, Scope, Send
+from governor_server.settings import Settings
+from governor_server.store import RecordStore
+from governor_server.upstream import Upstream, UpstreamError
+
+CHAT = "/v1/chat/completions"
+OWN = frozenset({"/healthz", "/readyz", "/metrics", "/governor/decisions"})
+READY_TIMEOUT_S = 2.0
+
+log = logging.getLogger(__name__)
+
+
+def create_app(
+    settings: Settings,
+    *,
+    upstream_url: str,
+    registry: CollectorRegistry | None = None,
+    call_start_id: int | None = None,
+    vocab_size: int | None = None,
+) -> GovernorApp:
+    """The ASGI application that governs the server at `upstream_url`.
+
+    `vocab_size` and `call_start_id` (the id of the token that opens a tool call) are the model's, where they
+    are known; without the id, upstream is asked for it. Run it with a server that adds no `date` and `server`
+    headers of its own: upstream's go on to the client.
+    """
+    return GovernorApp(
+        settings, upstream_url, Metrics(registry or process_registry()), call_start_id, vocab_size
+    )
+
+
+class GovernorApp:
+    """Dispatches: chat completions to be governed, the governor's own routes, the rest to upstream."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        upstream_url: str,
+        metrics: Metrics,
+        call_start_id: int | None = None,
+        vocab_size: int | None = None,
+    ) -> None:
+        key = settings.upstream.api_key
+        self.settings = settings
+        self.metrics = metrics
+        self.upstream = Upstream(
+            upstream_url,
+            api_key=key.get_secret_value() if key else None,
+            connect_timeout_s=settings.upstream.connect_timeout_s,
+            read_timeout_s=settings.upstream.read_timeout_s,
+            max_connections=settings.upstream.max_connections,
+        )
+        self.store = RecordStore(
+            settings.store.path,
+            max_records=settings.store.max_records,
+            ttl_s=settings.store.ttl_s,
+            keep_text=settings.store.keep_text,
+            on_error=metrics.store_errors_total.inc,
+        )
+        metrics.watch_conversations(lambda: self.store.conversations)
+        self._call_start_id = call_start_id
+        self._vocab_size = vocab_size
+        self.proxy = Proxy(
+            upstream=self.upstream,
+            governance=self._governance(),
+            records=self.store,
+            metrics=metrics,
+            clock=time.time,
+            new_id=lambda: uuid.uuid4().hex,
+            probe_timeout_s=settings.probe.timeout_s,
+            probe_when_observing=settings.observe.probe,
+        )
+        self._own = own_routes(self)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            await self._lifespan(receive, send)
+        elif scope["type"] == "websocket":
+            await receive()
+            await send({"type": "websocket.close", "code": 1003, "reason": "websockets are not proxied"})
+        elif scope["path"] == CHAT and scope["method"] == "POST":
+            await self.proxy.chat(scope, receive, send)
+        elif scope["path"] in OWN:
+            await self._own(scope, receive, send)
+        else:
+            await self.proxy.forward(scope, receive, send)
+
+    async def ready(self) -> bool:
+        """Whether upstream answers its health check."""
+        with suppress(UpstreamError, TimeoutError):
+            async with asyncio.timeout(READY_TIMEOUT_S):
+                async with self.upstream.request("GET", b"/health", []) as response:
+                    await response.read()
+                if self._call_start_id is None:
+                    await self._learn_call_start()
+                return response.status == 200
+        return False
+
+    def _governance(self) -> Governance:
+        return self.settings.build_governance(self._call_start_id, self._vocab_size)
+
+    async def _lifespan(self, receive: Receive, send: Send) -> None:
+        await receive()
+        async with self.upstream:
+            await self.ready()
+            await send({"type": "lifespan.startup.complete"})
+            await receive()
+            await self.proxy.close()
+        self.store.close()
+        await send({"type": "lifespan.shutdown.complete"})
+
+    async def _learn_call_start(self) -> None:
+        """A ban on the id is surer than one on the text, so ask vLLM's tokenizer for it. Other servers have
+        no such route, and are not asked again."""
+        prompt = self.settings.call_start_token
+        body = orjson.dumps({"prompt": prompt, "add_special_tokens": False})
+        headers = [(b"content-type", b"application/json")]
+        async with self.upstream.request("POST", b"/tokenize", headers, body) as response:
+            answer = await response.read()
+        with suppress(orjson.JSONDecodeError, KeyError, TypeError, ValueError):
+            (self._call_start_id,) = orjson.loads(answer)["tokens"]
+            self.proxy.governance = self._governance()
+
+
+def own_routes(app: GovernorApp) -> FastAPI:
+    """Health, metrics and decisions."""
+    routes = FastAPI(title="tool-governor", openapi_url=None)
+
+    @routes.get("/healthz")
+    async def healthz() -> Mapping[str, str]:
+        return {"status": "ok"}
+
+    @routes.get("/readyz")
+    async def readyz(response: Response) -> Mapping[str, str]:
+        ready = await app.ready()
+        response.status_code = 200 if ready else 503
+        return {"status": "ok" if ready else "upstream does not answer", "upstream": app.upstream.url}
+
+    @routes.get("/metrics")
+    async def metrics() -> Response:
+        body, content_type = app.metrics.render()
+        return Response(body, media_type=None, headers={"content-type": content_type})
+
+    @routes.get("/governor/decisions")
+    async def decisions(conversation: str = "", limit: int = 100) -> Mapping[str, Any]:
+        found = app.store.of_conversation(conversation) if conversation else app.store.recent(limit)
+        return {"decisions": [record.as_dict(keep_text=app.settings.store.keep_text) for record in found]}
+
+    return routes

@@ -1,0 +1,82 @@
+"""Server-sent events, read from bytes and written to bytes.
+
+Works on bytes throughout: a character, a line end or an event may be cut anywhere by the network, and is put
+together again before anything is decoded. An event keeps the bytes it came in, so that one that is passed on
+unchanged is the same to the last byte.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import orjson
+
+MAX_EVENT_BYTES = 16 * 1024 * 1024
+"""An event that grows past this is handed on in pieces, unread. One with 20 logprobs a token has about 2
+KB."""
+
+DONE = b"[DONE]"
+
+_LINE_END = rb"(?:\r\n|\n|\r)"
+_BLANK_LINE = re.compile(rb"(?:\r\n|\n|\r(?!\n))" + _LINE_END)
+_LINES = re.compile(_LINE_END)
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """One event: its bytes, and its data; `data` is None for what carries none, such as a comment."""
+
+    raw: bytes
+    data: bytes | None
+
+
+class EventReader:
+    """Cuts a stream of bytes into events."""
+
+    def __init__(self) -> None:
+        self._buffer = bytearray()
+        self._searched = 0
+
+    def feed(self, data: bytes) -> Iterator[Event]:
+        """The events that are complete with `data`."""
+        self._buffer += data
+        while (end := self._event_end()) is not None:
+            yield self._cut(end)
+        if len(self._buffer) > MAX_EVENT_BYTES:
+            yield Event(self.rest(), None)
+
+    def rest(self) -> bytes:
+        """What is left of an event that never ended."""
+        left = bytes(self._buffer)
+        self._buffer.clear()
+        self._searched = 0
+        return left
+
+    def _event_end(self) -> int | None:
+        found = _BLANK_LINE.search(self._buffer, self._searched)
+        # A carriage return at the very end may be the first half of a line end.
+        if found is None or (found.end() == len(self._buffer) and self._buffer.endswith(b"\r")):
+            self._searched = max(0, len(self._buffer) - 3)
+            return None
+        return found.end()
+
+    def _cut(self, end: int) -> Event:
+        raw = bytes(self._buffer[:end])
+        del self._buffer[:end]
+        self._searched = 0
+        return Event(raw, _data(raw))
+
+
+def _data(raw: bytes) -> bytes | None:
+    if raw.startswith(b"data: ") and raw.find(b"\n", 6) == len(raw) - 2 and raw.find(b"\r", 6) < 0:
+        return raw[6:-2]
+    fields = [line[5:].removeprefix(b" ") for line in _LINES.split(raw) if line.startswith(b"data:")]
+    return b"\n".join(fields) if fields else None
+
+
+def event(body: Mapping[str, Any]) -> bytes:
+    """An event that carries `body` as JSON."""
+    return b"data: " + orjson.dumps(body) + b"\n\n"
