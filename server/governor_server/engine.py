@@ -99,6 +99,7 @@ class Engine:
         with self._lock, self._open_log() as log:
             if self._stopping.is_set():
                 return
+            _let_go(self._process)
             self._ready = None
             self._started = time.monotonic()
             self._process = subprocess.Popen(
@@ -241,10 +242,9 @@ class Engine:
     def _end(self) -> None:
         with self._lock:
             process = self._process
-            if process is None or process.stdin is None:
+            if process is None:
                 return
-            with contextlib.suppress(OSError):
-                process.stdin.close()
+            _let_go(process)
             try:
                 process.wait(STOP_TIMEOUT_S)
             except subprocess.TimeoutExpired:
@@ -300,6 +300,13 @@ def cause(lines: Iterable[str]) -> str:
     own = [error for error in errors if "root cause" not in error]
     best = next(reversed(own or errors or lines), "it left no message")
     return best if len(best) <= 300 else best[:297] + "..."
+
+
+def _let_go(process: subprocess.Popen[bytes] | None) -> None:
+    """Close what the guard holds on to, upon which it ends vLLM."""
+    if process is not None and process.stdin is not None:
+        with contextlib.suppress(OSError):
+            process.stdin.close()
 
 
 def _temporary_log() -> Path:

@@ -43,20 +43,22 @@ def run(settings: Settings, console: Console) -> None:
 
 def listen(settings: ServerSettings) -> socket.socket:
     """The bound socket of the proxy; taken first, since the engine that comes next needs minutes to start."""
+    where = f"port {settings.port} on {settings.host}"
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(
             settings.host, settings.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )[0]
-        listener = socket.socket(family, kind, protocol)
+    except OSError as error:
+        raise ServerError(f"cannot listen on {settings.host}: {error}") from None
+    listener = socket.socket(family, kind, protocol)
+    try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address)
     except OSError as error:
+        listener.close()
         if error.errno == errno.EADDRINUSE:
-            raise PortInUse(
-                f"port {settings.port} on {settings.host} is in use by another program: "
-                "choose another with --port"
-            ) from None
-        raise ServerError(f"cannot listen on {settings.host} port {settings.port}: {error}") from None
+            raise PortInUse(f"{where} is in use by another program: choose another with --port") from None
+        raise ServerError(f"cannot listen to {where}: {error}") from None
     return listener
 
 

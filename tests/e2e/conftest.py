@@ -1,0 +1,33 @@
+"""One real vLLM with the bundled atlas model for all tests of this directory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from importlib.resources import as_file, files
+from pathlib import Path
+
+import pytest
+
+from governor_server.engine import Engine
+from governor_server.settings import EngineSettings
+
+HERE = Path(__file__).parent
+TIMEOUT_S = 900
+"""Of the first test: it waits for the engine, which takes minutes where many things run at once."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.path.is_relative_to(HERE):
+            item.add_marker(pytest.mark.e2e)
+            item.add_marker(pytest.mark.timeout(TIMEOUT_S))
+
+
+@pytest.fixture(scope="session")
+def engine() -> Iterator[Engine]:
+    """A running, warmed-up engine; `engine.url` is its address without `/v1`."""
+    with as_file(files("governor_training.atlas") / "model") as model:
+        settings = EngineSettings(model=str(model), served_model_name="atlas", max_num_seqs=16)
+        with Engine(settings) as running:
+            running.wait_ready()
+            yield running
