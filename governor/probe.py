@@ -2,7 +2,8 @@
 
 Messages and tools are the client's own, unchanged, so that the engine's prefix cache serves all of the
 prompt but its last block. The call is banned by the token that starts one; the ban is a bias on the logits,
-and the engine's logprobs are taken before it, so that the entropies are those of the free model.
+and the engine's logprobs are taken before it. The answer's figures are therefore conditioned on the ban: a
+model that wanted to call would otherwise look unsure of its answer, or sure of one that it did not give.
 """
 
 from __future__ import annotations
@@ -182,7 +183,7 @@ def _answer_tokens(choice: Mapping[str, Any], vocab_size: int, markup: Markup) -
     if not isinstance(content, Sequence) or not content:
         raise ProbeFailed("no_logprobs")
     try:
-        tokens = tokens_from_logprobs(content, vocab_size)
+        tokens = tokens_from_logprobs(content, vocab_size, banned=markup.call[0] or None)
     except LogprobsMalformed as error:
         raise ProbeFailed("malformed", error.detail) from error
     found = spans([token.text for token in tokens], markup)

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from math import isnan
+from math import exp, isnan, log1p
 from typing import Any
 
 from governor.entropy import EntropyEstimate, estimate, margin
 from governor.errors import LogprobsMalformed
+
+MOST_EXCLUDED = 1 - 1e-9
+"""Of a distribution with less than a billionth left, float32 logprobs tell nothing more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,22 +25,32 @@ class Token:
     margin: float
 
 
-def tokens_from_logprobs(content: Sequence[Mapping[str, Any]], vocab_size: int) -> tuple[Token, ...]:
+def tokens_from_logprobs(
+    content: Sequence[Mapping[str, Any]], vocab_size: int, *, banned: str | None = None
+) -> tuple[Token, ...]:
     """The tokens of `choices[].logprobs.content`, of a whole response or of one chunk of a stream.
 
-    A chunk may carry any number of tokens. Raises `LogprobsMalformed`.
+    With `banned`, the text of a token that could not be drawn, all figures are on condition of that:
+    p(token | not banned) = p(token) / (1 - p(banned)). The engine's logprobs are from before the ban. A chunk
+    may carry any number of tokens. Raises `LogprobsMalformed`.
     """
     try:
-        return tuple(_token(entry, vocab_size) for entry in content)
+        return tuple(_token(entry, vocab_size, banned) for entry in content)
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise LogprobsMalformed("malformed", f"{type(error).__name__}: {error}") from error
 
 
-def _token(entry: Mapping[str, Any], vocab_size: int) -> Token:
+def _token(entry: Mapping[str, Any], vocab_size: int, banned: str | None) -> Token:
     text, own = entry["token"], float(entry["logprob"])
     if not isinstance(text, str) or isnan(own):
         raise ValueError("a token without text or logprob")
-    logprobs: list[float] = [alternative["logprob"] for alternative in entry.get("top_logprobs") or ()]
+    alternatives = entry.get("top_logprobs") or ()
+    logprobs: list[float] = [one["logprob"] for one in alternatives]
+    if banned is not None and text != banned:
+        excluded = sum(exp(one["logprob"]) for one in alternatives if one.get("token") == banned)
+        left = log1p(-min(excluded, MOST_EXCLUDED))
+        own = min(0.0, own - left)
+        logprobs = [min(0.0, one["logprob"] - left) for one in alternatives if one.get("token") != banned]
     top = len(logprobs)
     if not logprobs or own < min(logprobs):
         logprobs.append(own)

@@ -77,3 +77,32 @@ def test_malformed_logprobs_are_one_error(content: Any) -> None:
         tokens_from_logprobs(content, 10)
     assert caught.value.reason == "malformed"
     assert str(caught.value).startswith("malformed: ")
+
+
+def test_a_banned_token_is_taken_out_of_the_distribution() -> None:
+    """A model that wants to call (0.9) and otherwise surely says Lima is certain of Lima, not unsure."""
+    entry = {
+        "token": "Lima",
+        "logprob": log(0.099),
+        "top_logprobs": [
+            {"token": "<tool_call>", "logprob": log(0.9)},
+            {"token": "Lima", "logprob": log(0.099)},
+            {"token": "Cusco", "logprob": log(0.001)},
+        ],
+    }
+    (token,) = tokens_from_logprobs([entry], 100, banned="<tool_call>")
+    assert token.margin == pytest.approx(0.98)
+    assert token.logprob == pytest.approx(log(0.99))
+    assert token.entropy.value == pytest.approx(-0.99 * log(0.99) - 0.01 * log(0.01), abs=1e-3)
+
+
+def test_a_ban_of_nearly_everything_leaves_a_distribution() -> None:
+    """What is left of a certain call is still read, without a logarithm of nothing."""
+    entry = {
+        "token": "Lima",
+        "logprob": -25.0,
+        "top_logprobs": [{"token": "<tool_call>", "logprob": 0.0}, {"token": "Lima", "logprob": -25.0}],
+    }
+    (token,) = tokens_from_logprobs([entry], 100, banned="<tool_call>")
+    assert token.logprob <= 0
+    assert 0 <= token.margin <= 1
