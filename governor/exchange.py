@@ -88,6 +88,8 @@ class Generation:
     decisions: tuple[Decision, ...] = ()
     held: Sequence[Held] = ()
     """What waited when its calls were withheld."""
+    shown: bool = False
+    """Whether the client has some of it."""
 
     @property
     def withheld(self) -> frozenset[int]:
@@ -271,7 +273,10 @@ class Exchange:
         if fitted is None:
             return ()
         passed = generation.hold.receive(Held(fitted, first_token), generation.turn)
-        ready, self._ready = (self._ready, []) if passed else ([], self._ready)
+        if not passed:
+            return ()
+        generation.shown = True
+        ready, self._ready = self._ready, []
         return self._seen([*ready, *(held.chunk for held in passed)])
 
     def receive_response(self, response: Json) -> None:
@@ -324,10 +329,10 @@ class Exchange:
         self._generations.pop()
         before = self._generations[-1]
         before.decisions = tuple(_let_pass(decision) for decision in before.decisions)
-        sent_ready, self._ready = not self._ready, []
+        self._ready = []
         if not self.streams:
             return self._deliver()
-        held = [item for item in before.held if not sent_ready or _has_call_or_end(item.chunk)]
+        held = [item for item in before.held if not current.shown or _has_call_or_end(item.chunk)]
         return Deliver(self._explained([*self._seen([item.chunk for item in held]), *self._trailer]))
 
     # Deciding
@@ -405,15 +410,16 @@ class Exchange:
         return self._next(Purpose.CONTINUATION, body, generation)
 
     def _next(self, purpose: Purpose, body: Json, after: Generation) -> Ask:
-        after.held = after.hold.take()
+        waiting = after.hold.take()
+        after.held = [held for held in waiting if first_choice(held.chunk) is not None]
+        if after.purpose is None:
+            self._trailer = tuple(held.chunk for held in waiting if first_choice(held.chunk) is None)
         keep = Keep.of(after.turn, after.withheld)
         self._ready = [
             chunk
             for held in after.held
             if _before_end(held.chunk) and (chunk := keep.chunk(held.chunk, held.first_token)) is not None
         ]
-        if after.purpose is None:
-            self._trailer = tuple(held.chunk for held in after.held if first_choice(held.chunk) is None)
         self._generations.append(self._generation(purpose, body["messages"]))
         return Ask(purpose, self._view.request(body))
 

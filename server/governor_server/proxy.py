@@ -419,6 +419,8 @@ class GovernedChat:
             self._proxy.metrics.probe_seconds.observe(taken)
         if status != 200:
             return self._exchange.probe_failed(f"status_{status}")
+        if not isinstance(answer, dict):
+            return self._exchange.probe_failed("malformed")
         return self._exchange.probe_answered(answer)
 
     # What is told besides the body

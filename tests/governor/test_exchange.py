@@ -385,6 +385,9 @@ def test_a_failed_continuation_lets_the_withheld_calls_pass(stream: bool) -> Non
     generation = Generated(content="Let me look.", calls=[NORWAY])
     failed = drive(start(stream, replace(ENFORCE, action="notice")), generation, None)
     assert failed.message == message_of(generation)
+    assert [*failed.early, *failed.late] == (
+        replace(generation, top=None).chunks(usage=True) if stream else []
+    )
 
 
 def test_a_continuation_that_breaks_off_lets_the_withheld_calls_pass() -> None:

@@ -89,7 +89,7 @@ class Received:
         return parsed
 
     def header(self, name: str) -> str | None:
-        return next((value for key, value in self.headers if key.lower() == name), None)
+        return next((value for key, value in self.headers if key.lower() == name.lower()), None)
 
 
 @dataclass(slots=True)
@@ -237,16 +237,16 @@ class Proxied:
 
 @asynccontextmanager
 async def proxied(
-    upstream: ScriptedUpstream | str, mode: str = "enforce", **sections: Mapping[str, Any]
+    behind: ScriptedUpstream | str, /, mode: str = "enforce", **sections: Mapping[str, Any]
 ) -> AsyncIterator[Proxied]:
-    """A proxy in front of `upstream`; `sections` are added to its settings."""
+    """A proxy in front of the server `behind`; `sections` are added to its settings."""
     configured: dict[str, Any] = {
         "store": {"path": ":memory:"},
         "tools": {"read_only": ["lookup", "find*"], "effectful": ["book"]},
         **sections,
     }
     configured["governance"] = {"mode": mode, "policy": "threshold", **sections.get("governance", {})}
-    url = upstream if isinstance(upstream, str) else upstream.url
+    url = behind if isinstance(behind, str) else behind.url
     settings = Settings(**configured)
     registry = CollectorRegistry()
     app = create_app(settings, upstream_url=url, registry=registry, call_start_id=7, vocab_size=4096)
