@@ -440,11 +440,11 @@ class Exchange:
         if "role" in (choice.get("delta") or {}) and not any(delta.values()):
             return None
         earlier = self._generations[:-1]
-        if delta.get("content") and generation.turn.content == delta["content"]:
+        if delta.get("content") and generation.turn.content_pieces == 1:
             before = joined([part.turn.content for part in earlier], skip_blank=True)
             delta["content"] = gap(before) + delta["content"]
         for key in REASONING_KEYS:
-            if delta.get(key) and generation.turn.reasoning == delta[key]:
+            if delta.get(key) and generation.turn.reasoning_pieces == 1:
                 before = joined([part.turn.reasoning for part in earlier], skip_blank=False)
                 delta[key] = gap(before) + delta[key]
         same = {key: self._first[key] for key in ("id", "created", "model") if key in self._first}

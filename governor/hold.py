@@ -47,7 +47,8 @@ class Hold:
         self._waiting.append(held)
         if self._closed or (self._holds_calls and self._shows_nothing(held.chunk, turn)):
             return ()
-        if self._holds_disguise and not _is_text(turn.content):
+        self._holds_disguise = self._holds_disguise and not _is_text(turn.content)
+        if self._holds_disguise:
             return ()
         return self.take()
 
@@ -75,7 +76,7 @@ class Hold:
         delta: Json = choice.get("delta") or {}
         if delta.get("role") or delta.get("tool_calls") or any(delta.get(key) for key in REASONING_KEYS):
             return False
-        return not delta.get("content") or not turn.content.strip()
+        return not delta.get("content") or not turn.has_text
 
 
 def _is_text(content: str) -> bool:

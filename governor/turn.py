@@ -41,6 +41,7 @@ class Turn:
         self._reasoning: list[str] = []
         self._calls: dict[int, _CallParts] = {}
         self.reasoning_key = REASONING_KEYS[0]
+        self.has_text = False
         self.tokens: list[Token] = []
         self.malformed_logprobs = False
         self.finish_reason: str | None = None
@@ -61,6 +62,7 @@ class Turn:
     def _add(self, message: Json, choice: Json) -> None:
         if content := message.get("content"):
             self._content.append(content)
+            self.has_text = self.has_text or bool(content.strip())
         for key in REASONING_KEYS:
             if reasoning := message.get(key):
                 self.reasoning_key = key
@@ -88,6 +90,16 @@ class Turn:
     @property
     def content(self) -> str:
         return "".join(self._content)
+
+    @property
+    def content_pieces(self) -> int:
+        """How many pieces of content came so far."""
+        return len(self._content)
+
+    @property
+    def reasoning_pieces(self) -> int:
+        """How many pieces of reasoning came so far."""
+        return len(self._reasoning)
 
     @property
     def reasoning(self) -> str:

@@ -115,11 +115,11 @@ class Proxy:
     async def _chat(self, scope: Scope, receive: Receive, reply: Reply) -> None:
         start = perf_counter()
         raw = await read_body(receive)
-        exchange = self._open(scope, raw)
-        if exchange is None:
-            await until_gone(gone(receive), self._relay(scope, raw, reply))
-        else:
-            await until_gone(gone(receive), GovernedChat(self, scope, raw, exchange, reply, start).run())
+        chat: GovernedChat | None = None
+        with self.fail_open("request"):
+            if (exchange := self._open(scope, raw)) is not None:
+                chat = GovernedChat(self, scope, raw, exchange, reply, start)
+        await until_gone(gone(receive), chat.run() if chat else self._relay(scope, raw, reply))
 
     async def _forward(self, scope: Scope, receive: Receive, reply: Reply) -> None:
         upload = Upload(await receive(), receive)
@@ -138,10 +138,7 @@ class Proxy:
             body = orjson.loads(raw)
         except orjson.JSONDecodeError:
             return None
-        with self.fail_open("request"):
-            if untouched(body) is None:
-                return self._exchange(scope, body)
-        return None
+        return self._exchange(scope, body) if untouched(body) is None else None
 
     def _exchange(self, scope: Scope, body: Json) -> Exchange:
         ids = result_ids(body)
@@ -239,6 +236,7 @@ class GovernedChat:
         self._scope = scope
         self._raw = raw
         self._exchange = exchange
+        self._request = orjson.dumps(exchange.request)
         self._reply = reply
         self._start = start
         self._waited_s = 0.0
@@ -248,8 +246,7 @@ class GovernedChat:
 
     async def run(self) -> None:
         """Ask upstream, and give the client what the exchange says."""
-        body = orjson.dumps(self._exchange.request)
-        async with self._ask(body, _REWRITTEN) as response:
+        async with self._ask(self._request, _REWRITTEN) as response:
             if response.status not in REFUSED:
                 await self._take(response)
                 return

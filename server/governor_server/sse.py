@@ -39,10 +39,12 @@ class EventReader:
     def __init__(self) -> None:
         self._buffer = bytearray()
         self._searched = 0
+        self._only_newlines = True
 
     def feed(self, data: bytes) -> Iterator[Event]:
         """The events that are complete with `data`."""
         self._buffer += data
+        self._only_newlines = self._only_newlines and b"\r" not in data
         while (end := self._event_end()) is not None:
             yield self._cut(end)
         if len(self._buffer) > MAX_EVENT_BYTES:
@@ -56,6 +58,10 @@ class EventReader:
         return left
 
     def _event_end(self) -> int | None:
+        if self._only_newlines:
+            place = self._buffer.find(b"\n\n", self._searched)
+            self._searched = 0 if place >= 0 else max(0, len(self._buffer) - 1)
+            return place + 2 if place >= 0 else None
         found = _BLANK_LINE.search(self._buffer, self._searched)
         # A carriage return at the very end may be the first half of a line end.
         if found is None or (found.end() == len(self._buffer) and self._buffer.endswith(b"\r")):
