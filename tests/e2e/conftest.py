@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from importlib.resources import as_file, files
 from pathlib import Path
@@ -25,9 +26,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def engine() -> Iterator[Engine]:
-    """A running, warmed-up engine; `engine.url` is its address without `/v1`."""
-    with as_file(files("governor_training.atlas") / "model") as model:
-        settings = EngineSettings(model=str(model), served_model_name="atlas", max_num_seqs=16)
+    """A running, warmed-up engine; `engine.url` is its address without `/v1`, its model's name is `atlas`.
+
+    `E2E_MODEL` puts another model in the place of the bundled one.
+    """
+    with as_file(files("governor_training.atlas") / "model") as bundled:
+        model = os.environ.get("E2E_MODEL", str(bundled))
+        settings = EngineSettings(model=model, served_model_name="atlas", max_num_seqs=16)
         with Engine(settings) as running:
             running.wait_ready()
             yield running
