@@ -36,6 +36,8 @@ REFUSED = frozenset({400, 422})
 """Upstream does not like the request. It may be what the governor added, so it is asked again without
 that."""
 
+EVENT_STREAM = "text/event-stream"
+
 MAX_REVIEWS = 64
 """Reviews of observed calls at the same time; past this many they are dropped and counted."""
 
@@ -247,12 +249,12 @@ class GovernedChat:
     async def run(self) -> None:
         """Ask upstream, and give the client what the exchange says."""
         async with self._ask(self._request, _REWRITTEN) as response:
-            if response.status not in REFUSED:
+            if not await refused(response):
                 await self._take(response)
                 return
         headers = requested(self._scope["headers"])
         async with self._proxy.upstream.request("POST", target(self._scope), headers, self._raw) as response:
-            if response.status == 200:
+            if not await refused(response):
                 self._proxy.metrics.fail_open_total.labels("refused").inc()
             await self._reply.relay(response)
 
@@ -261,7 +263,7 @@ class GovernedChat:
         return self._proxy.upstream.request("POST", target(self._scope), headers, body)
 
     async def _take(self, response: UpstreamResponse) -> None:
-        streamed = response.content_type == "text/event-stream"
+        streamed = response.content_type == EVENT_STREAM
         if response.status != 200:
             await self._reply.relay(response)
         elif response.encoded or streamed is not self._exchange.streams:
@@ -477,6 +479,14 @@ def account(exchange: Exchange, metrics: Metrics) -> None:
             metrics.entropy.labels("after").observe(record.entropy_after)
         if record.entropy_reduction is not None:
             metrics.entropy_reduction.observe(record.entropy_reduction)
+
+
+async def refused(response: UpstreamResponse) -> bool:
+    """Whether upstream does not like the request. vLLM tells some of it in a stream that begins with an
+    error."""
+    if response.status == 200 and response.content_type == EVENT_STREAM:
+        return (await response.peek()).startswith(b'data: {"error"')
+    return response.status in REFUSED
 
 
 def error_body(error: UpstreamError) -> dict[str, Any]:

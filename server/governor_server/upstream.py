@@ -55,6 +55,7 @@ class UpstreamResponse:
         self.waited_s = waited_s
         self.status = response.status
         self.headers: Headers = forwarded(response.raw_headers)
+        self._peeked: bytes | None = None
 
     @property
     def content_type(self) -> str:
@@ -67,8 +68,17 @@ class UpstreamResponse:
 
     async def pieces(self) -> AsyncIterator[bytes]:
         """The body as it comes. Raises `UpstreamError` when it breaks off."""
+        first, self._peeked = self._peeked, None
+        if first:
+            yield first
         while piece := await self._read_any():
             yield piece
+
+    async def peek(self) -> bytes:
+        """The first piece of the body, which `pieces` gives again. Raises `UpstreamError`."""
+        if self._peeked is None:
+            self._peeked = await self._read_any()
+        return self._peeked
 
     async def read(self) -> bytes:
         """The whole body. Raises `UpstreamError` when it breaks off."""

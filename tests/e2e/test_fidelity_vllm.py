@@ -44,6 +44,8 @@ QUESTIONS = (
     "With some background, what is the domain of Fiji?",
     "Save the capital of Italy to my notes.",
 )
+ATTEMPTS = 5
+"""vLLM puts two tokens into one chunk when its own sender is late, so two streams may be cut differently."""
 LOOKUP = ("call-1", "lookup", '{"country": "Norway", "field": "capital"}')
 
 
@@ -143,8 +145,11 @@ async def test_observing_changes_no_field(engine: Engine, name: str, way: str) -
     body = {**REQUESTS[name], **STREAMS[way]}
     async with proxied(engine.url, "observe", **SETTINGS) as proxy:
         await post(proxy.client, engine.url, body)
-        direct = await post(proxy.client, engine.url, body)
-        governed = await post(proxy.client, proxy.url, body)
+        for _ in range(ATTEMPTS):
+            direct = await post(proxy.client, engine.url, body)
+            governed = await post(proxy.client, proxy.url, body)
+            if comparable(governed[2]) == comparable(direct[2]):
+                break
     assert governed[:2] == direct[:2]
     assert comparable(governed[2]) == comparable(direct[2])
 
@@ -158,7 +163,7 @@ async def test_refusals_are_vllms_own(engine: Engine, name: str, stream: bool, m
     async with proxied(engine.url, mode, **SETTINGS) as proxy:
         direct = await post(proxy.client, engine.url, body)
         governed = await post(proxy.client, proxy.url, body)
-    assert direct[0] >= 400
+    assert direct[0] >= 400 or direct[2].startswith(b'data: {"error"')
     assert governed == direct
 
 

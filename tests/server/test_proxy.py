@@ -289,9 +289,15 @@ async def test_a_response_that_nobody_understands_goes_on(odd: bytes) -> None:
     assert (status, body) == (200, odd)
 
 
-async def test_logprobs_that_upstream_refuses_are_done_without() -> None:
-    """A server may allow fewer than are asked for: the client's own request is asked then."""
-    refusal = Answer([b'{"error": {"message": "top_logprobs too large"}}'], 400)
+REFUSAL = b'{"error": {"message": "top_logprobs too large", "code": 400}}'
+
+
+@pytest.mark.parametrize(
+    "refusal", [Answer([REFUSAL], 400), Answer.stream(b"data: " + REFUSAL + b"\n\ndata: [DONE]\n\n")]
+)
+async def test_logprobs_that_upstream_refuses_are_done_without(refusal: Answer) -> None:
+    """A server may allow fewer than are asked for, and vLLM says so in a stream of status 200: the client's
+    own request is asked then."""
     async with scripted(refusal, answer(CALLING, True)) as upstream, proxied(upstream) as proxy:
         status, _, body = await proxy.chat(chat(stream=True))
         assert proxy.metric("governor_fail_open_total", where="refused") == 1
