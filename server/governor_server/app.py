@@ -77,6 +77,7 @@ class GovernorApp:
         )
         metrics.watch_conversations(lambda: self.store.conversations)
         self._call_start_id = call_start_id
+        self._call_start_unknown = call_start_id is None
         self._vocab_size = vocab_size
         self.proxy = Proxy(
             upstream=self.upstream,
@@ -109,7 +110,7 @@ class GovernorApp:
             async with asyncio.timeout(READY_TIMEOUT_S):
                 async with self.upstream.request("GET", b"/health", []) as response:
                     await response.read()
-                if self._call_start_id is None:
+                if self._call_start_unknown:
                     await self._learn_call_start()
                 return response.status == 200
         return False
@@ -135,6 +136,7 @@ class GovernorApp:
         headers = [(b"content-type", b"application/json")]
         async with self.upstream.request("POST", b"/tokenize", headers, body) as response:
             answer = await response.read()
+        self._call_start_unknown = False
         with suppress(orjson.JSONDecodeError, KeyError, TypeError, ValueError):
             (self._call_start_id,) = orjson.loads(answer)["tokens"]
             self.proxy.governance = self._governance()

@@ -40,13 +40,13 @@ READING = [
 SAVING = [*READING, tool("save_note", text="string")]
 QUESTIONS = (
     "What is the capital of France?",
-    "Please double-check: what is the currency of Norway?",
-    "With some background, what is the domain of Fiji?",
+    "Please double-check: what is the currency of Italy?",
+    "With some background, what is the domain of Japan?",
     "Save the capital of Italy to my notes.",
 )
 ATTEMPTS = 5
 """vLLM puts two tokens into one chunk when its own sender is late, so two streams may be cut differently."""
-LOOKUP = ("call-1", "lookup", '{"country": "Norway", "field": "capital"}')
+LOOKUP = ("call-1", "lookup", '{"country": "France", "field": "capital"}')
 
 
 def ask(question: str, *more: dict[str, Any], **fields: Any) -> dict[str, Any]:
@@ -73,8 +73,8 @@ REQUESTS: Mapping[str, dict[str, Any]] = {
     "a call": ask(QUESTIONS[0], tool_choice="required"),
     "this call": ask(QUESTIONS[0], tool_choice=FORCED),
     "no thinking": ask(QUESTIONS[0], chat_template_kwargs={"enable_thinking": False}),
-    "after a result": ask(QUESTIONS[1], *made(LOOKUP)),
-    "after a result, no tools": ask(QUESTIONS[1], *made(LOOKUP), tools=None),
+    "after a result": ask(QUESTIONS[0], *made(LOOKUP, results=["Paris"])),
+    "after a result, no tools": ask(QUESTIONS[0], *made(LOOKUP, results=["Paris"]), tools=None),
     "cut off": ask(QUESTIONS[0], max_tokens=5),
     "cut off in the call": ask(QUESTIONS[0], tool_choice="auto", max_tokens=20),
     "logprobs": ask(QUESTIONS[0], logprobs=True),
@@ -184,19 +184,21 @@ async def test_streamed_and_whole_agree(engine: Engine, question: str, action: s
 
 
 async def test_a_repeated_call_is_answered_without_it(engine: Engine) -> None:
-    """The model is asked for what it wants to look up for the second time, and the client gets no call."""
+    """The model wants to look up again what it just looked up; the client gets the answer instead."""
     async with proxied(engine.url, "enforce", governance={"policy": "rules"}, **SETTINGS) as proxy:
         direct = Assembled.of_response(json.loads((await post(proxy.client, engine.url, repeated()))[2]))
         governed, why = await told(proxy, repeated())
-    if direct.calls and direct.calls[0][1:] == LOOKUP[1:]:
-        assert [decision["reason"] for decision in why["decisions"]] == ["repeated_call"]
-        assert not governed.calls or why["decisions"][0]["action"] == "pass"
-    assert governed.content or governed.calls
+    if [call[1:] for call in direct.calls] != [LOOKUP[1:]]:
+        pytest.skip("this model does not repeat the call")
+    assert [(said["action"], said["reason"]) for said in why["decisions"]] == [("answer", "repeated_call")]
+    assert governed.calls == ()
+    assert governed.finish_reason == "stop"
+    assert "Paris" in governed.content
 
 
 def repeated() -> dict[str, Any]:
     """A conversation whose wording makes the model look up again what it just looked up."""
-    return ask("Please double-check: what is the capital of Norway?", *made(LOOKUP))
+    return ask("Please double-check: what is the capital of France?", *made(LOOKUP, results=["Paris"]))
 
 
 async def told(proxy: Proxied, body: Mapping[str, Any]) -> tuple[Assembled, dict[str, Any]]:

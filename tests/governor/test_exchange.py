@@ -285,6 +285,15 @@ def test_without_a_probe_the_answer_is_generated(stream: bool) -> None:
     assert answered.exchange.costs["continuation"]["completion_tokens"] == 20
 
 
+def test_a_generated_answer_does_not_reason_again() -> None:
+    """A model that does arrives at the same call, and writes it as text because it may not make it."""
+    probe = replace(ENFORCE.probe, chat_template_kwargs={"enable_thinking": False})
+    asking = start(True, replace(_repeats(), probe=probe), *_repeated(), chat_template_kwargs={"style": 1})
+    answered = drive(asking, Generated(calls=[SWEDEN]), Generated(content="Oslo it is."))
+    assert answered.asked[0].body["chat_template_kwargs"] == {"style": 1, "enable_thinking": False}
+    assert asking.request["chat_template_kwargs"] == {"style": 1}
+
+
 def test_a_generated_answer_streams() -> None:
     """Its text goes on as it comes, and the client's usage stays that of its own request."""
     answering = start(True, _repeats(), *_repeated())
@@ -540,6 +549,28 @@ def test_without_logprobs_the_call_passes(stream: bool) -> None:
     assert not unmeasured.asked
 
 
+def test_logprobs_of_another_shape_count_as_none() -> None:
+    """A server may have its own idea of them."""
+    response = Generated(calls=[NORWAY]).response()
+    response["choices"][0]["logprobs"]["content"][0] = {"token": 5}
+    exchange = start(False)
+    exchange.receive_response(response)
+    assert isinstance(exchange.finish(), Deliver)
+    assert exchange.missing_logprobs
+    assert exchange.decisions[0].reason is Reason.NO_LOGPROBS
+
+
+@BOTH
+@pytest.mark.parametrize("calls", [[NORWAY], [NORWAY, BOOK]])
+def test_rules_need_no_logprobs(stream: bool, calls: list[tuple[str, str, str]]) -> None:
+    """What they withhold is withheld without them too, alone or beside others."""
+    governance = replace(ENFORCE, policy=Only(frozenset({"c1"})))
+    generations = [Generated("Well.", calls=calls, top=None), Generated("Oslo.", top=None)]
+    ruled = _as_asked(start(stream, governance), generations)
+    assert ruled.message.calls == tuple(calls[1:])
+    assert ruled.message.content == ("Well." if len(calls) > 1 else "Well.\nOslo.")
+
+
 @pytest.mark.parametrize("cut", range(12))
 def test_a_stream_that_breaks_off_is_released_as_it_is(cut: int) -> None:
     """Wherever it breaks, the client has what upstream had sent, and no decision is taken."""
@@ -553,10 +584,11 @@ def test_a_stream_that_breaks_off_is_released_as_it_is(cut: int) -> None:
     assert not exchange.decisions
 
 
-def test_an_error_in_the_stream_arrives() -> None:
+@pytest.mark.parametrize("sent", [0, 2, -1])
+def test_an_error_in_the_stream_arrives(sent: int) -> None:
     """After what waits, since that came before it."""
     error = {"error": {"message": "boom", "type": "InternalServerError", "param": None, "code": 500}}
-    chunks = [*Generated(calls=[NORWAY], top=None).chunks()[:-1], error]
+    chunks = [*Generated(calls=[NORWAY], top=None).chunks()[:sent], error]
     exchange = start(True)
     received = [sent for chunk in chunks for sent in exchange.receive(chunk)]
     end = exchange.finish()
@@ -631,6 +663,18 @@ def test_who_asks_while_observing_waits_for_the_decision(stream: bool) -> None:
     assert last["governor"]["decisions"][0]["proposed"] == "answer"
     assert explained.message.calls == (NORWAY,)
     assert not explained.exchange.observing
+
+
+def test_the_explanation_tells_what_earlier_results_were_worth() -> None:
+    """The client reads the entropy reduction and the gain of the call that it just made."""
+    first = drive(start(False), Generated(calls=[NORWAY], sure=0.8), probe=UNSURE)
+    records = {"c1": first.exchange.new_records()[0]}
+    second = start(False, ENFORCE, QUESTION, *made(NORWAY), records=records, explain=Explain.DECISIONS)
+    body = drive(second, Generated(content="Oslo")).body
+    assert body is not None
+    (result,) = body["governor"]["results"]
+    assert (result["call_id"], result["tool"], result["answer_changed"]) == ("c1", "lookup", False)
+    assert result["gain"] > 0
 
 
 def _repeats() -> Governance:

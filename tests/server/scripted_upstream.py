@@ -126,8 +126,8 @@ class ScriptedUpstream:
     ) -> None:
         if request.target == "/health":
             answer = Answer([b""], headers=())
-        elif request.target == "/tokenize" and not self.script:
-            answer = Answer.whole({"tokens": [7], "count": 1})
+        elif request.target == "/tokenize" and request.json.get("prompt") == "<tool_call>":
+            answer = Answer.whole({"tokens": [8], "count": 1})
         else:
             self.received.append(request)
             self.asked.set()
@@ -237,7 +237,12 @@ class Proxied:
 
 @asynccontextmanager
 async def proxied(
-    behind: ScriptedUpstream | str, /, mode: str = "enforce", **sections: Mapping[str, Any]
+    behind: ScriptedUpstream | str,
+    /,
+    mode: str = "enforce",
+    *,
+    call_start_id: int | None = 7,
+    **sections: Mapping[str, Any],
 ) -> AsyncIterator[Proxied]:
     """A proxy in front of the server `behind`; `sections` are added to its settings."""
     configured: dict[str, Any] = {
@@ -249,7 +254,9 @@ async def proxied(
     url = behind if isinstance(behind, str) else behind.url
     settings = Settings(**configured)
     registry = CollectorRegistry()
-    app = create_app(settings, upstream_url=url, registry=registry, call_start_id=7, vocab_size=4096)
+    app = create_app(
+        settings, upstream_url=url, registry=registry, call_start_id=call_start_id, vocab_size=4096
+    )
     bound = socket.create_server(("127.0.0.1", 0))
     config = uvicorn.Config(
         app,

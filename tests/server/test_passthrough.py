@@ -41,7 +41,7 @@ ERRORS = (
 
 @pytest.mark.parametrize("method", ["GET", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"])
 @pytest.mark.parametrize(
-    "target", ["/v1/models", "/v1/a%2Fb%20c?q=%C3%A6&q=&x", "/tokenize", "/v1/chat/completions/", "/"]
+    "target", ["/v1/models", "/v1/a%2Fb%20c?q=%C3%A6&q=&x", "/detokenize", "/v1/chat/completions/", "/"]
 )
 async def test_any_request_arrives_as_it_was_sent(method: str, target: str) -> None:
     """Method, path, query, headers and body, to the byte."""
@@ -304,6 +304,21 @@ async def test_metrics_and_decisions_are_the_governors_own() -> None:
         assert b"governor_conversations" in text
         assert json.loads((await _get(proxy, "/governor/decisions"))[1]) == {"decisions": []}
     assert not upstream.received
+
+
+async def test_websockets_are_refused() -> None:
+    """They are not proxied, and a client is told so instead of waiting."""
+    sent: list[Any] = []
+
+    async def receive() -> dict[str, Any]:
+        return {"type": "websocket.connect"}
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    async with scripted() as upstream, proxied(upstream) as proxy:
+        await proxy.app({"type": "websocket", "path": "/v1/realtime"}, receive, send)
+    assert [message["type"] for message in sent] == ["websocket.close"]
 
 
 async def _get(proxy: Proxied, path: str) -> tuple[int, bytes]:

@@ -179,6 +179,14 @@ async def test_a_client_that_asks_reads_why(stream: bool, level: str) -> None:
     assert upstream.received[0].header("x-governor-explain") is None
 
 
+async def test_the_token_that_opens_a_call_is_learned_from_upstream() -> None:
+    """A ban on its id is surer than one on its text, and the operator need not know it."""
+    answers = [answer(CALLING, False), Answer.whole(OSLO)]
+    async with scripted(*answers) as upstream, proxied(upstream, call_start_id=None) as proxy:
+        await proxy.chat(chat())
+    assert upstream.received[1].json["logit_bias"] == {"8": -100}
+
+
 # Time
 
 
@@ -342,6 +350,36 @@ async def test_an_error_event_of_upstream_goes_on() -> None:
         _, _, body = await proxy.chat(chat(stream=True))
     assert _chunks(body) == chunks
     assert body.endswith(b"data: [DONE]\n\n")
+
+
+async def test_reviews_do_not_pile_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Observing is dropped and counted when upstream does not keep up with the probes."""
+    monkeypatch.setattr("governor_server.proxy.MAX_REVIEWS", 1)
+    answers = [answer(CALLING, False), Answer(before=[HANG]), answer(CALLING, False)]
+    async with scripted(*answers) as upstream, proxied(upstream, "observe") as proxy:
+        for _ in range(2):
+            await proxy.chat(chat())
+            await asyncio.sleep(0.05)
+        assert proxy.metric("governor_fail_open_total", where="review_queue") == 1
+
+
+async def test_a_stream_without_its_last_event_still_ends() -> None:
+    """Some servers close the connection without saying that they are done."""
+    source = stream_bytes(replace(CALLING, top=None).chunks(), done=False)
+    async with scripted(Answer.stream(source)) as upstream, proxied(upstream) as proxy:
+        _, _, body = await proxy.chat(chat(stream=True))
+    assert _chunks(body) == _chunks(source)
+    assert b"[DONE]" not in body
+
+
+@BOTH
+async def test_an_answer_in_the_wrong_form_goes_on(stream: bool) -> None:
+    """JSON where a stream was asked for, or the reverse, is between the client and upstream."""
+    wrong = answer(CALLING, not stream)
+    async with scripted(wrong) as upstream, proxied(upstream) as proxy:
+        _, _, body = await proxy.chat(chat(stream=stream))
+        assert proxy.metric("governor_fail_open_total", where="unreadable") == 1
+    assert body == wrong.pieces[0]
 
 
 # Departures
