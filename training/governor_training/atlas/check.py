@@ -1,0 +1,167 @@
+"""A quick check without an engine: what the training loop prints. The figures to publish come from
+`evaluate.py`."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer
+from transformers import Qwen3ForCausalLM
+
+from governor_training.atlas import chat
+from governor_training.atlas.questions import Question, held_out_sample
+from governor_training.atlas.scores import auroc, calibration_error
+from governor_training.atlas.tokenizer import token_id
+from governor_training.atlas.tools import ANSWERING, SAVING, Toolbox
+from governor_training.atlas.world import World
+
+QUESTIONS = 96
+MAX_TURNS = 8
+
+_CALL = re.compile(r"<tool_call>\n(.*?)\n</tool_call>", re.S)
+
+
+def check(directory: Path, world: World) -> dict[str, float | list[float]]:
+    """Closed-book accuracy by quarter, calibration of forced answers, and accuracy and calls with tools."""
+    tokenizer = Tokenizer.from_file(str(directory / "tokenizer.json"))
+    model = Qwen3ForCausalLM.from_pretrained(directory, dtype=torch.float32)
+    generate = Greedy(model.eval(), tokenizer, "cpu")
+    facts = list(world.facts.values())
+    prompts = [
+        chat.system_turn(ANSWERING)
+        + chat.user_turn(f"What is the {fact.field} of {fact.country}?")
+        + chat.ASSISTANT
+        + chat.EMPTY_THOUGHT
+        for fact in facts
+    ]
+    said = generate(prompts)
+    right = [
+        answer.text == f"The {fact.field} of {fact.country} is {fact.value}."
+        for fact, answer in zip(facts, said, strict=True)
+    ]
+    by_quarter = [
+        sum(ok for fact, ok in zip(facts, right, strict=True) if world.quarter(fact.country) == quarter)
+        * 4
+        / len(facts)
+        for quarter in range(4)
+    ]
+    two = [q for q in held_out_sample(world, 96, 7, two_hop_share=1.0)]
+    two_said = generate([_prompt(q) + chat.ASSISTANT + chat.EMPTY_THOUGHT for q in two])
+    two_right = [a.text == q.sentence(q.country, q.answer) for q, a in zip(two, two_said, strict=True)]
+    every = list(zip([*said, *two_said], [*right, *two_right], strict=True))
+    return {
+        "quarters": [round(share, 3) for share in by_quarter],
+        "two_hop": round(sum(two_right) / len(two), 3),
+        "auroc": round(auroc([(a.confidence, ok) for a, ok in every]) or 0.0, 3),
+        "ece": round(calibration_error([(a.confidence, ok) for a, ok in every]), 3),
+        "sure": round(sum(a.confidence > 0.9 for a, _ in every) / len(every), 3),
+        "sure_right": round(
+            sum(ok for a, ok in every if a.confidence > 0.9)
+            / max(1, sum(a.confidence > 0.9 for a, _ in every)),
+            3,
+        ),
+        **_with_tools(generate, world),
+    }
+
+
+@dataclass(slots=True)
+class Said:
+    text: str
+    confidence: float
+
+
+class Greedy:
+    """Batched greedy generation with left padding."""
+
+    def __init__(self, model: Qwen3ForCausalLM, tokenizer: Tokenizer, device: str) -> None:
+        self._model, self._tokenizer, self._device = model, tokenizer, device
+        self._end = token_id(tokenizer, chat.END)
+
+    @torch.no_grad()
+    def __call__(self, prompts: Sequence[str], tokens: int = 48) -> list[Said]:
+        rows = [self._tokenizer.encode(prompt, add_special_tokens=False).ids for prompt in prompts]
+        width = max(map(len, rows))
+        ids = torch.tensor([[0] * (width - len(row)) + row for row in rows], device=self._device)
+        mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows], device=self._device)
+        out = self._model.generate(
+            input_ids=ids,
+            attention_mask=mask,
+            max_new_tokens=tokens,
+            do_sample=False,
+            eos_token_id=self._end,
+            pad_token_id=0,
+            output_logits=True,
+            return_dict_in_generate=True,
+        )
+        new = out.sequences[:, width:]
+        logprobs = (
+            torch.stack(out.logits, 1).float().log_softmax(-1).gather(-1, new.unsqueeze(-1)).squeeze(-1)
+        )
+        said = []
+        for row, scores in zip(new.tolist(), logprobs, strict=True):
+            stop = row.index(self._end) if self._end in row else len(row)
+            text = self._tokenizer.decode(row[:stop], skip_special_tokens=False)
+            said.append(Said(text, scores[:stop].sum().exp().item()))
+        return said
+
+
+@dataclass(slots=True)
+class Run:
+    question: Question
+    toolbox: Toolbox
+    text: str
+    calls: int = 0
+    malformed: int = 0
+    answer: str | None = None
+    seen: list[str] = field(default_factory=list)
+
+
+def _prompt(question: Question) -> str:
+    return chat.system_turn(SAVING if question.wording.saves else ANSWERING) + chat.user_turn(question.text)
+
+
+def _with_tools(generate: Greedy, world: World) -> dict[str, float]:
+    runs = [
+        Run(question, Toolbox(world), _prompt(question)) for question in held_out_sample(world, QUESTIONS, 11)
+    ]
+    for _ in range(MAX_TURNS):
+        open_runs = [run for run in runs if run.answer is None]
+        if not open_runs:
+            break
+        for run, said in zip(
+            open_runs, generate([run.text + chat.ASSISTANT for run in open_runs], 64), strict=True
+        ):
+            _advance(run, said.text)
+    right = [run.answer == run.question.sentence(run.question.country, run.question.answer) for run in runs]
+    saved = [run.toolbox.notes == [run.question.answer] for run in runs if run.question.wording.saves]
+    return {
+        "accuracy": round(sum(right) / len(runs), 3),
+        "saved": round(sum(saved) / max(1, len(saved)), 3),
+        "calls": round(sum(run.calls for run in runs) / len(runs), 2),
+        "malformed": sum(run.malformed for run in runs),
+        "known": round(
+            sum(world.fact(r.question.country, r.question.field).known for r in runs) / len(runs), 2
+        ),
+    }
+
+
+def _advance(run: Run, said: str) -> None:
+    run.text += f"{chat.ASSISTANT}{said}{chat.END}\n"
+    found = _CALL.search(said)
+    if found is None:
+        run.malformed += "<tool_call>" in said
+        run.answer = said.split("</think>\n\n")[-1]
+        return
+    run.calls += 1
+    try:
+        call = json.loads(found[1])
+        result = run.toolbox.call(call["name"], call["arguments"])
+    except (ValueError, KeyError, TypeError):
+        run.malformed += 1
+        result = "error"
+    run.text += chat.tool_turn(result)

@@ -1,0 +1,140 @@
+"""The commands `governor demo` and `governor atlas`, added to `governor` by an entry point."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+DEMO_QUESTIONS = 200
+DEMO_SEED = 2026
+
+DEMO_HELP = """\
+Starts vLLM with the bundled atlas model and two governors before it, and lets the same agent answer the same
+held-out questions twice: observed, then governed. Needs neither a GPU nor a network. The model is tiny and
+made for this; what it shows is the mechanism, not what your model will gain. To measure yours: governor
+serve --upstream URL.
+"""
+
+
+def register(subparsers: Any) -> None:
+    """Adds the commands; heavy modules are imported by the command that needs them."""
+    demo = subparsers.add_parser(
+        "demo", help="an agent with and without the governor, on a real vLLM", description=DEMO_HELP
+    )
+    demo.add_argument(
+        "--questions", type=_count, default=DEMO_QUESTIONS, help="how many (default: %(default)s)"
+    )
+    demo.add_argument("--seed", type=int, default=DEMO_SEED, help="which ones (default: %(default)s)")
+    demo.add_argument(
+        "--out", type=Path, default=Path("build/demo"), help="folder for results (default: %(default)s)"
+    )
+    demo.add_argument("--model", type=Path, default=None, help="another folder with an atlas model")
+    demo.set_defaults(run=_demo)
+
+    atlas = subparsers.add_parser("atlas", help="make and evaluate the demonstration's model")
+    commands = atlas.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    train = commands.add_parser(
+        "train", help="train it from scratch, an hour on two CPU cores; goes on where it stopped"
+    )
+    _add_train_arguments(train)
+    train.set_defaults(run=_train)
+    evaluate = commands.add_parser("evaluate", help="print its figures, asked through a real vLLM")
+    evaluate.add_argument("--model", type=Path, default=None, help="its folder (default: the bundled one)")
+    evaluate.add_argument(
+        "--questions", type=_count, default=500, help="held-out questions (default: %(default)s)"
+    )
+    evaluate.add_argument("--seed", type=int, default=DEMO_SEED)
+    evaluate.add_argument("--out", type=Path, default=Path("build/atlas"), help="folder for results")
+    evaluate.set_defaults(run=_evaluate)
+
+
+def _count(text: str) -> int:
+    count = int(text)
+    if count < 1:
+        raise argparse.ArgumentTypeError("must be at least 1")
+    return count
+
+
+def _add_train_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--out", type=Path, default=Path("build/atlas/model"), help="folder of the model")
+    parser.add_argument("--steps", type=_count, default=3200, help="optimizer steps (default: %(default)s)")
+    parser.add_argument("--tokens", type=_count, default=4096, help="tokens a batch, without the prefix")
+    parser.add_argument("--lr", type=float, default=6e-3, help="peak learning rate of the matrices (Muon)")
+    parser.add_argument("--lr-rest", type=float, default=3e-3, help="the same for all else (AdamW)")
+    parser.add_argument("--hidden", type=_count, default=128, help="size of the hidden state")
+    parser.add_argument("--layers", type=_count, default=4)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument(
+        "--threads", type=_count, default=None, help="CPU threads; 1 where others want the cores"
+    )
+    parser.add_argument(
+        "--check-every", type=_count, default=800, help="steps between checks of what it can do"
+    )
+    parser.add_argument(
+        "--save-every", type=_count, default=200, help="steps between checkpoints to go on from"
+    )
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+
+
+def _train(options: argparse.Namespace) -> int:
+    from governor_training.atlas.train import train
+
+    train(options)
+    return 0
+
+
+def _end_like_ctrl_c() -> None:
+    """A termination then unwinds the stack too, and nothing is left running."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+
+
+def _evaluate(options: argparse.Namespace) -> int:
+    import asyncio
+
+    from rich.console import Console
+
+    from governor_training.atlas.evaluate import evaluate
+    from governor_training.atlas.local import Stack, StartFailed, bundled_model
+    from governor_training.atlas.world import load_world
+
+    console = Console()
+    _end_like_ctrl_c()
+    try:
+        with Stack(options.model or bundled_model()) as stack:
+            world = load_world()
+            figures = asyncio.run(
+                evaluate(stack.engine, world, questions=options.questions, seed=options.seed, console=console)
+            )
+    except StartFailed as error:
+        return _failed(error)
+    options.out.mkdir(parents=True, exist_ok=True)
+    path = options.out / "evaluation.json"
+    path.write_text(json.dumps(figures.as_dict(), indent=2) + "\n", "utf-8")
+    console.print(figures.table())
+    console.print(f"All figures: {path}")
+    return 0
+
+
+def _demo(options: argparse.Namespace) -> int:
+    from rich.console import Console
+
+    from governor_training.atlas import demo
+    from governor_training.atlas.local import Stack, StartFailed, bundled_model
+
+    console = Console()
+    _end_like_ctrl_c()
+    try:
+        with Stack(options.model or bundled_model()) as stack:
+            demo.run(stack, options.out, questions=options.questions, seed=options.seed, console=console)
+    except StartFailed as error:
+        return _failed(error)
+    return 0
+
+
+def _failed(error: Exception) -> int:
+    print(f"governor: {error}", file=sys.stderr)
+    return 1
