@@ -96,20 +96,21 @@ class Engine:
         """Start the process and return at once. Does nothing after `stop`."""
         line = launch.command(self.settings, self.model, self.build, self.port)
         environment = launch.environment(self.settings, self.model, self.build, os.environ)
-        with self._lock, self._open_log() as log:
+        with self._lock:
             if self._stopping.is_set():
                 return
             _let_go(self._process)
             self._ready = None
             self._started = time.monotonic()
-            self._process = subprocess.Popen(
-                [sys.executable, "-I", guard.__file__, *line],
-                stdin=subprocess.PIPE,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                env=environment,
-                start_new_session=True,
-            )
+            with self._open_log() as log:
+                self._process = subprocess.Popen(
+                    [sys.executable, "-I", guard.__file__, *line],
+                    stdin=subprocess.PIPE,
+                    stdout=log,
+                    stderr=subprocess.STDOUT,
+                    env=environment,
+                    start_new_session=True,
+                )
 
     def wait_ready(self) -> None:
         """Return when it has answered a request like those that the proxy sends.

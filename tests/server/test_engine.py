@@ -24,6 +24,7 @@ from tests.server import fake_vllm
 def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A directory with a fake vLLM and a fake model; in the end nothing of it may run."""
     fake_vllm.install(tmp_path, monkeypatch)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     yield tmp_path
     until(lambda: not fake_vllm.alive(tmp_path))
 
@@ -67,6 +68,7 @@ def test_stopping_ends_every_process_and_removes_the_log(fake: Path) -> None:
     assert not engine.log_path.exists()
     engine.start()
     assert not engine.running
+    assert not engine.log_path.exists()
 
 
 def test_it_ends_with_a_parent_that_is_killed(fake: Path) -> None:
