@@ -38,7 +38,8 @@ class Assembled:
     def of_chunks(cls, chunks: Sequence[Mapping[str, Any]]) -> Assembled:
         """From the chunks of a stream; asserts that calls come with dense indices and after their first
         piece."""
-        content, reasoning, tokens, finish = "", "", [], None
+        content, reasoning, finish = "", "", None
+        tokens: list[str] = []
         calls: list[list[str]] = []
         for choice in (choice for chunk in chunks for choice in chunk["choices"]):
             assert finish is None, "something follows the end"
