@@ -20,12 +20,13 @@ class Mode(StrEnum):
 
 
 class Action(StrEnum):
-    """What becomes of a call: it passes, or the model answers without tools, or it reads a notice and goes
-    on."""
+    """What becomes of a call: it passes; or the model answers without tools, or reads a notice and goes on,
+    where all calls of the message are withheld; or it is left out, and the message's other calls pass."""
 
     PASS = "pass"
     ANSWER = "answer"
     NOTICE = "notice"
+    DROP = "drop"
 
 
 class Reason(StrEnum):
@@ -43,6 +44,7 @@ class Reason(StrEnum):
     ASKED_AGAIN = "asked_again"
     NOTICE_LIMIT = "notice_limit"
     PROBE_FAILED = "probe_failed"
+    REPLACEMENT_FAILED = "replacement_failed"
     NO_LOGPROBS = "no_logprobs"
     OBSERVE_MODE = "observe_mode"
     POLICY_ERROR = "policy_error"
@@ -108,6 +110,7 @@ _FATE: Final = {
     Action.PASS: "passed",
     Action.ANSWER: "was withheld and the model answered without it",
     Action.NOTICE: "was withheld with a notice",
+    Action.DROP: "was left out of the message, whose other calls passed",
 }
 
 _BECAUSE: Final = {
@@ -123,6 +126,7 @@ _BECAUSE: Final = {
     Reason.ASKED_AGAIN: "the model asked for it again after a notice",
     Reason.NOTICE_LIMIT: "the limit of notices was reached",
     Reason.PROBE_FAILED: "the probe gave no answer",
+    Reason.REPLACEMENT_FAILED: "what was to take its place could not be generated",
     Reason.NO_LOGPROBS: "upstream sent no logprobs",
     Reason.OBSERVE_MODE: "the governor only observes",
     Reason.POLICY_ERROR: "the policy failed",

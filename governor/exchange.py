@@ -72,6 +72,8 @@ class Deliver:
 
 Step = Ask | Deliver
 
+STRONGEST_FIRST = (Action.ANSWER, Action.NOTICE, Action.DROP)
+
 
 @dataclass(slots=True)
 class Generation:
@@ -168,7 +170,7 @@ class Exchange:
     def action(self) -> Action:
         """What became of the message: the strongest action taken on one of its calls."""
         taken = {decision.action for decision in self.decisions}
-        return next((action for action in (Action.ANSWER, Action.NOTICE) if action in taken), Action.PASS)
+        return next((action for action in STRONGEST_FIRST if action in taken), Action.PASS)
 
     @property
     def observing(self) -> bool:
@@ -354,10 +356,10 @@ class Exchange:
         return self._replace_calls(generation)
 
     def _decisions(self, proposals: Sequence[Proposal]) -> tuple[Decision, ...]:
-        action = self._chosen_action()
         all_withheld = all(proposal.withhold for proposal in proposals)
+        action = self._chosen_action() if all_withheld else Action.DROP
         rounds = sum(generation.purpose is Purpose.CONTINUATION for generation in self._generations)
-        limit = action is Action.NOTICE and all_withheld and rounds >= self._governance.max_notices
+        limit = action is Action.NOTICE and rounds >= self._governance.max_notices
         return tuple(self._decision(proposal, action, limit) for proposal in proposals)
 
     def _decision(self, proposal: Proposal, action: Action, limit: bool) -> Decision:
@@ -538,7 +540,7 @@ class Exchange:
 
 
 def _let_pass(decision: Decision) -> Decision:
-    return replace(decision, action=Action.PASS, reason=Reason.PROBE_FAILED)
+    return replace(decision, action=Action.PASS, reason=Reason.REPLACEMENT_FAILED)
 
 
 def _before_end(chunk: Json) -> bool:

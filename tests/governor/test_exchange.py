@@ -429,6 +429,8 @@ def test_of_parallel_calls_the_allowed_go_out(stream: bool, withheld: set[str]) 
     partial = drive(asking, Generated(content="All.", calls=calls))
     assert partial.message.calls == tuple(call for call in calls if call[0] not in withheld)
     assert partial.message.finish_reason == "tool_calls"
+    actions = {decision.call.id: decision.action for decision in partial.exchange.decisions}
+    assert actions == {id: Action.DROP if id in withheld else Action.PASS for id, _, _ in calls}
     assert ("Norway" in "".join(partial.message.tokens)) is ("c1" not in withheld)
     assert not partial.asked
 
