@@ -32,7 +32,13 @@ def engine() -> Iterator[Engine]:
     """
     with as_file(files("governor_training.atlas") / "model") as bundled:
         model = os.environ.get("E2E_MODEL", str(bundled))
-        settings = EngineSettings(model=model, served_model_name="atlas", max_num_seqs=16)
+        settings = EngineSettings(
+            model=model,
+            served_model_name="atlas",
+            reasoning_parser="qwen3",
+            max_num_seqs=16,
+            max_logprobs=-1,
+        )
         with Engine(settings) as running:
             running.wait_ready()
             yield running

@@ -32,7 +32,7 @@ def register(subparsers: Any) -> None:
     demo.add_argument(
         "--out", type=Path, default=Path("build/demo"), help="folder for results (default: %(default)s)"
     )
-    demo.add_argument("--model", type=Path, default=None, help="another folder with an atlas model")
+    _add_engine_arguments(demo)
     demo.set_defaults(run=_demo)
 
     atlas = subparsers.add_parser("atlas", help="make and evaluate the demonstration's model")
@@ -43,13 +43,18 @@ def register(subparsers: Any) -> None:
     _add_train_arguments(train)
     train.set_defaults(run=_train)
     evaluate = commands.add_parser("evaluate", help="print its figures, asked through a real vLLM")
-    evaluate.add_argument("--model", type=Path, default=None, help="its folder (default: the bundled one)")
+    _add_engine_arguments(evaluate)
     evaluate.add_argument(
         "--questions", type=_count, default=500, help="held-out questions (default: %(default)s)"
     )
     evaluate.add_argument("--seed", type=int, default=DEMO_SEED)
     evaluate.add_argument("--out", type=Path, default=Path("build/atlas"), help="folder for results")
     evaluate.set_defaults(run=_evaluate)
+
+
+def _add_engine_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--model", type=Path, default=None, help="its folder (default: the bundled one)")
+    parser.add_argument("--upstream", metavar="URL", help="a vLLM that runs already and serves it as `atlas`")
 
 
 def _count(text: str) -> int:
@@ -104,7 +109,7 @@ def _evaluate(options: argparse.Namespace) -> int:
     console = Console()
     _end_like_ctrl_c()
     try:
-        with Stack(options.model or bundled_model()) as stack:
+        with Stack(options.model or bundled_model(), options.upstream) as stack:
             world = load_world()
             figures = asyncio.run(
                 evaluate(stack.engine, world, questions=options.questions, seed=options.seed, console=console)
@@ -128,7 +133,7 @@ def _demo(options: argparse.Namespace) -> int:
     console = Console()
     _end_like_ctrl_c()
     try:
-        with Stack(options.model or bundled_model()) as stack:
+        with Stack(options.model or bundled_model(), options.upstream) as stack:
             demo.run(stack, options.out, questions=options.questions, seed=options.seed, console=console)
     except StartFailed as error:
         return _failed(error)

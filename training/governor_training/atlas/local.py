@@ -35,17 +35,19 @@ def bundled_model() -> Path:
 class Stack:
     """An engine, a governor that observes (and started the engine) and one that enforces.
 
-    Use it as a context manager: whatever happens inside, nothing is left running.
+    With `upstream` the engine is one that runs already and serves the model as `atlas`. Use it as a context
+    manager: whatever happens inside, nothing is left running.
     """
 
-    def __init__(self, model: Path) -> None:
-        self._model = model
+    def __init__(self, model: Path, upstream: str | None = None) -> None:
+        self._model, self._upstream = model, upstream
         self._engine, self._observing, self._enforcing = (_free_port() for _ in range(3))
         self._children: list[subprocess.Popen[bytes]] = []
 
     @property
     def engine(self) -> str:
-        return _url(self._engine)
+        """Its address, without `/v1`."""
+        return self._upstream or _url(self._engine)
 
     @property
     def observing(self) -> str:
@@ -57,16 +59,10 @@ class Stack:
 
     def __enter__(self) -> Self:
         try:
-            self._serve(
-                ["--model", str(self._model), "--served-model-name", "atlas", "--reasoning-parser", "qwen3"]
-                + ["--engine-port", str(self._engine), "--port", str(self._observing), "--mode", "observe"],
-                {"GOVERNOR_OBSERVE__PROBE": "false", "GOVERNOR_ENGINE__MAX_MODEL_LEN": "2048"},
-            )
+            observing = ["--port", str(self._observing), "--mode", "observe"]
+            self._serve([*self._source(), *observing], {"GOVERNOR_OBSERVE__PROBE": "false"})
             self._wait(self._observing)
-            self._serve(
-                ["--upstream", _url(self._engine), "--port", str(self._enforcing), "--mode", "enforce"],
-                {"GOVERNOR_GOVERNANCE__VOCAB_SIZE": str(VOCABULARY)},
-            )
+            self._serve(["--upstream", self.engine, "--port", str(self._enforcing), "--mode", "enforce"], {})
             self._wait(self._enforcing)
         except BaseException:
             self.stop()
@@ -90,11 +86,25 @@ class Stack:
                 child.wait()
         self._children.clear()
 
+    def _source(self) -> list[str]:
+        """The flags that name or start the engine."""
+        if self._upstream:
+            return ["--upstream", self._upstream]
+        return [
+            *("--model", str(self._model), "--served-model-name", "atlas", "--reasoning-parser", "qwen3"),
+            *("--engine-port", str(self._engine)),
+        ]
+
     def _serve(self, arguments: list[str], environment: Mapping[str, str]) -> None:
         tools = [part for name in READ_ONLY for part in ("--read-only", name)]
         tools += [part for name in EFFECTFUL for part in ("--effectful", name)]
         command = [sys.executable, "-m", "governor_server.cli", "serve", *arguments, *tools]
-        own = {"GOVERNOR_STORE__PATH": ":memory:", "GOVERNOR_CONFIG": os.devnull, **environment}
+        own = {
+            "GOVERNOR_CONFIG": os.devnull,
+            "GOVERNOR_STORE__PATH": ":memory:",
+            "GOVERNOR_GOVERNANCE__VOCAB_SIZE": str(VOCABULARY),
+            **environment,
+        }
         # The guard ends the command when its standard input ends: on `stop`, and however this process dies. A
         # session of its own, so that a Ctrl-C of the terminal reaches us alone and the order is ours.
         guarded = [sys.executable, "-m", "governor_server.guard", *command]
