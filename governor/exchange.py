@@ -520,12 +520,17 @@ class Exchange:
         return (*chunks[:-1], {**chunks[-1], "governor": self.explanation()})
 
     def explanation(self) -> dict[str, Any]:
-        """What the client reads in the body if it asks: JSON-ready, entropies in nats."""
+        """What the client reads in the body if it asks: JSON-ready, entropies in nats. `generation` counts
+        upstream's generations for this message, of which there are several after a notice or an answer."""
         measures = self._generations[0].measures
         explanation: dict[str, Any] = {
             "mode": self._governance.mode.value,
             "conversation": self.conversation,
-            "decisions": [decision.as_dict() for decision in self.decisions],
+            "decisions": [
+                {**decision.as_dict(), "generation": number}
+                for number, generation in enumerate(self._generations)
+                for decision in generation.decisions
+            ],
             "usage": self._costs.tokens,
             "entropy": {
                 "segment": measures.segment_entropy,
@@ -535,7 +540,11 @@ class Exchange:
             "results": [_result(record) for record in self.updated_records()],
         }
         if self._explain is Explain.TOKENS:
-            explanation["tokens"] = [entry for part in self._generations for entry in _tokens(part.turn)]
+            explanation["tokens"] = [
+                {**token, "generation": number}
+                for number, generation in enumerate(self._generations)
+                for token in _tokens(generation.turn)
+            ]
         return explanation
 
 

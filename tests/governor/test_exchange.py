@@ -649,9 +649,12 @@ def test_the_decision_is_explained_to_who_asks(stream: bool) -> None:
     assert governor["decisions"][0]["action"] == "answer"
     assert governor["usage"]["probe"] == {"prompt_tokens": 100, "completion_tokens": 20}
     assert governor["entropy"]["segment"] == pytest.approx(explained.exchange.entropy)
-    assert {"text": "Well.", "entropy": governor["entropy"]["segment"], "span": "content"} in governor[
-        "tokens"
-    ]
+    assert {
+        "text": "Well.",
+        "entropy": governor["entropy"]["segment"],
+        "span": "content",
+        "generation": 0,
+    } in governor["tokens"]
     others = [*explained.early, *explained.late[:-1]]
     assert not any("governor" in chunk for chunk in others)
 

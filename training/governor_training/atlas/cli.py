@@ -92,6 +92,14 @@ def _train(options: argparse.Namespace) -> int:
     return 0
 
 
+def _console() -> Any:
+    """Wide enough for the tables, also where the output is a file."""
+    from rich.console import Console
+
+    console = Console()
+    return console if console.is_terminal else Console(width=100)
+
+
 def _end_like_ctrl_c() -> None:
     """A termination then unwinds the stack too, and nothing is left running."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
@@ -100,13 +108,11 @@ def _end_like_ctrl_c() -> None:
 def _evaluate(options: argparse.Namespace) -> int:
     import asyncio
 
-    from rich.console import Console
-
     from governor_training.atlas.evaluate import evaluate
     from governor_training.atlas.local import Stack, StartFailed, bundled_model
     from governor_training.atlas.world import load_world
 
-    console = Console()
+    console = _console()
     _end_like_ctrl_c()
     try:
         with Stack(options.model or bundled_model(), options.upstream) as stack:
@@ -125,12 +131,10 @@ def _evaluate(options: argparse.Namespace) -> int:
 
 
 def _demo(options: argparse.Namespace) -> int:
-    from rich.console import Console
-
     from governor_training.atlas import demo
     from governor_training.atlas.local import Stack, StartFailed, bundled_model
 
-    console = Console()
+    console = _console()
     _end_like_ctrl_c()
     try:
         with Stack(options.model or bundled_model(), options.upstream) as stack:

@@ -15,7 +15,7 @@ from openai import AsyncOpenAI
 from rich.console import Console
 from rich.table import Table
 
-from governor.decision import Action
+from governor.decision import Reason
 from governor_training.atlas import replay
 from governor_training.atlas.agent import Agent, Run
 from governor_training.atlas.compare import Arm, Comparison
@@ -26,7 +26,7 @@ from governor_training.atlas.questions import Question, held_out_sample
 from governor_training.atlas.world import World, load_world
 
 WARM_UP_QUESTIONS = 8
-EXPLAINED = 3
+TOLD = (Reason.CONFIDENT_ANSWER, Reason.UNCERTAIN_ANSWER, Reason.REPEATED_CALL)
 
 
 def run(stack: Stack, out: Path, *, questions: int, seed: int, console: Console) -> Comparison:
@@ -60,9 +60,22 @@ async def _run(stack: Stack, out: Path, questions: int, seed: int, console: Cons
     _tell(after, console)
     summary = {**comparison.as_dict(), "settings": _settings(questions, seed)}
     (out / "summary.json").write_text(json.dumps(summary, indent=2) + "\n", "utf-8")
+    with (out / "conversations.jsonl").open("w", encoding="utf-8") as file:
+        file.writelines(json.dumps(_row(*pair)) + "\n" for pair in zip(before, after, strict=True))
     console.print(f"One conversation, token by token: {picture}")
-    console.print(f"All figures: {out / 'summary.json'}")
+    console.print(f"All figures: {out / 'summary.json'}, all conversations: {out / 'conversations.jsonl'}")
     return comparison
+
+
+def _row(before: Run, after: Run) -> dict[str, Any]:
+    """What happened to one question, for whoever wants to look."""
+
+    def side(run: Run) -> dict[str, Any]:
+        calls = [[call.name, call.arguments, call.result] for call in run.calls]
+        return {"calls": calls, "answer": run.answer.strip(), "correct": run.correct}
+
+    question = {"question": before.question.text, "expected": before.question.answer}
+    return {**question, "ungoverned": side(before), "governed": side(after), "decisions": after.decisions}
 
 
 def _client(url: str) -> AsyncOpenAI:
@@ -76,18 +89,18 @@ def _table(comparison: Comparison) -> Table:
         table.add_column(name, justify="left" if not name else "right")
     table.add_row("accuracy", f"{before.accuracy:.1%}", f"{after.accuracy:.1%}", _points(before, after))
     for label, name, form in (
-        ("tool calls per question", "calls_per_question", ".2f"),
-        ("prompt tokens, probes included", "prompt_tokens", ",d"),
-        ("completion tokens, probes included", "completion_tokens", ",d"),
-        ("all tokens, probes included", "total_tokens", ",d"),
-        (f"seconds per question, {CONCURRENCY} at a time", "seconds_per_question", ".3f"),
+        ("tool calls a question", "calls_per_question", ".2f"),
+        ("prompt tokens, with probes", "prompt_tokens", ",d"),
+        ("completion tokens, with probes", "completion_tokens", ",d"),
+        ("all tokens, with probes", "total_tokens", ",d"),
+        (f"seconds a question, {CONCURRENCY} at once", "seconds_per_question", ".3f"),
     ):
         a, b = getattr(before, name), getattr(after, name)
         table.add_row(label, format(a, form), format(b, form), f"{b / a - 1:+.0%}" if a else "")
     table.add_section()
     table.add_row("avoidable calls", str(comparison.avoidable_calls), "", "")
     table.add_row("avoidable calls removed", "", str(comparison.avoidable_calls_removed), "")
-    table.add_row("needed calls among the withheld", "", str(comparison.needed_calls_withheld), "")
+    table.add_row("needed among the withheld", "", str(comparison.needed_calls_withheld), "")
     table.add_row("effectful calls withheld", "", str(comparison.effectful_calls_withheld), "")
     return table
 
@@ -97,26 +110,16 @@ def _points(before: Arm, after: Arm) -> str:
 
 
 def _tell(runs: Sequence[Run], console: Console) -> None:
-    """A few decisions in words, each with another reason."""
-    told: set[str] = set()
+    """A decision of each of the common kinds, in words."""
     console.print()
-    for run in runs:
-        for decision in run.decisions:
-            kind = f"{decision['reason']}/{decision['action']}"
-            if (
-                kind in told
-                or len(told) == EXPLAINED
-                or (decision["action"] == Action.PASS and len(told) == 0)
-            ):
-                continue
-            told.add(kind)
-            console.print(f"[bold]“{run.question.text}”[/bold]")
-            console.print(
-                f"  The model proposed {decision['tool']}({decision['arguments']}).", highlight=False
-            )
+    for reason in TOLD:
+        found = [(run, d) for run in runs for d in run.decisions if d["reason"] == reason and run.correct]
+        for run, decision in found[:1]:
+            arguments = ", ".join(json.loads(decision["arguments"]).values())
+            console.print(f"[bold]“{run.question.text}”[/bold]", highlight=False)
+            console.print(f"  The model proposed {decision['tool']}({arguments}).", highlight=False)
             console.print(f"  {decision['explanation']}", highlight=False)
-            verdict = "right" if run.correct else "wrong"
-            console.print(f"  Answer: {run.answer} ({verdict})\n", highlight=False)
+            console.print(f"  In the end it said: “{run.answer.strip()}”\n", highlight=False)
 
 
 async def _picture(
@@ -137,9 +140,8 @@ def _most_telling(before: Sequence[Run], after: Sequence[Run]) -> Question:
 
     def interest(pair: tuple[Run, Run]) -> tuple[bool, int]:
         first, second = pair
-        return 0 < len(second.calls) < len(first.calls) and second.correct, len(first.calls) - len(
-            second.calls
-        )
+        telling = second.correct and not second.question.wording.saves and second.read_calls == 1
+        return telling, len(first.calls) - len(second.calls)
 
     return max(zip(before, after, strict=True), key=interest)[0].question
 
