@@ -11,18 +11,23 @@ bounds always hold:
   rho.
 
 Both are attained by a distribution with this top, so neither can be improved without an assumption. The
-point value assumes a power law in the tail, q(r) = p_k (r / k)^-s for ranks r > k. It starts where the
-known part ends, and s is the one exponent that gives the tail the mass eps; it is not fitted to the ranks
-below k, since over simulated distributions the known mass says much more about the tail than the slope of a
-handful of noisy ranks. Sums over ranks are integrals from k + 1/2 to V + 1/2 (midpoint rule), so that the
-cost does not depend on V.
+point value is the mean of two, since distributions of language models are of both kinds:
+
+- a power law that never ends, q(r) = p_k (r / k)^-s for ranks k < r <= V, with the s that gives the tail the
+  mass eps; right where the candidates thin out evenly;
+- a power law with the slope of the ranks k/2 to k, which ends where the mass eps is used up; right where the
+  candidates are a class of things (countries, years) and nothing else is likely. Where eps is more than it
+  can hold, it is the first one.
+
+`benchmarks/entropy_tails.py` prints how far each is off over several families of distributions. Sums over
+ranks are integrals from k + 1/2 to V + 1/2 (midpoint rule), so that the cost does not depend on V.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import exp, expm1, floor, fsum, log
+from math import exp, expm1, floor, fsum, log, log1p
 from typing import Final
 
 MASKED: Final = -9999.0
@@ -77,7 +82,9 @@ def estimate(logprobs: Sequence[float], vocab_size: int, *, top: int | None = No
     cap = min(cap, tail)
     upper = seen + tail * log(unseen / tail)
     lower = min(seen + _concentrated(tail, cap), upper)
-    value = seen + _power_law(tail, cap, max(ranks, 1), vocab_size)
+    ranks = max(ranks, 1)
+    endless = power_law(tail, cap, ranks, vocab_size)
+    value = seen + (endless + ending_law(tail, known[:ranks], endless, vocab_size)) / 2
     return EntropyEstimate(lower, min(max(value, lower), upper), upper, tail)
 
 
@@ -107,8 +114,8 @@ def _concentrated(tail: float, cap: float) -> float:
     return -full * cap * log(cap) - (rest * log(rest) if rest > 0.0 else 0.0)
 
 
-def _power_law(tail: float, cap: float, rank: int, vocab_size: int) -> float:
-    """Entropy of q(r) = cap (r / rank)^-s, r > rank, with the s for which q sums to `tail`.
+def power_law(tail: float, cap: float, rank: int, vocab_size: int) -> float:
+    """Entropy in nats of q(r) = cap (r / rank)^-s, r > rank, with the s for which q sums to `tail`.
 
     In u = ln(r / rank) and t = 1 - s the mass is cap * rank * G(t), where G(t) is the integral of exp(t u)
     over [near, near + width]. ln G is convex with the mean of u under q for its slope, so that Newton's
@@ -123,6 +130,32 @@ def _power_law(tail: float, cap: float, rank: int, vocab_size: int) -> float:
         t -= step
         log_mass, mean = _exponential_integral(t, near, width)
     return tail * ((1.0 - t) * mean - log(cap))
+
+
+def ending_law(tail: float, top: Sequence[float], endless: float, vocab_size: int) -> float:
+    """Entropy in nats of the law with the slope of the lower half of `top`, ended where it sums to `tail`.
+
+    `top` are the logprobs of the most probable tokens, in order; `endless` is the answer where the law would
+    need more than `vocab_size` tokens.
+    """
+    rank = len(top)
+    middle = max(1, rank // 2)
+    if rank == middle or top[-1] <= log(_NEGLIGIBLE):
+        return endless
+    slope = (top[middle - 1] - top[-1]) / log(rank / middle)
+    t = 1.0 - slope
+    near = log((rank + 0.5) / rank)
+    cap = min(exp(top[-1]), tail)
+    mass = tail / (cap * rank)
+    # The integral of exp(t u) from `near` on reaches `mass` at the width asked for here, if it ever does.
+    reached = mass * t * exp(-t * near)
+    if reached <= -1.0:
+        return endless
+    width = mass * exp(-t * near) if abs(t) < 1e-9 else log1p(reached) / t
+    if width >= log((vocab_size + 0.5) / (rank + 0.5)):
+        return endless
+    _, mean = _exponential_integral(t, near, width)
+    return tail * (slope * mean - log(cap))
 
 
 def _exponential_integral(t: float, near: float, width: float) -> tuple[float, float]:

@@ -92,7 +92,7 @@ REFUSED: Mapping[str, dict[str, Any]] = {
     "too long": ask("hello " * 4000),
     "max_tokens": ask(QUESTIONS[0], max_tokens=999999),
     "top_logprobs alone": ask(QUESTIONS[0], top_logprobs=5),
-    "too many top_logprobs": ask(QUESTIONS[0], logprobs=True, top_logprobs=50),
+    "too many top_logprobs": ask(QUESTIONS[0], logprobs=True, top_logprobs=100_000),
     "temperature": ask(QUESTIONS[0], temperature=-3),
     "messages": ask(QUESTIONS[0], messages="x"),
     "tool_choice without tools": ask(QUESTIONS[0], tools=None, tool_choice="required"),

@@ -101,8 +101,10 @@ def _console() -> Any:
 
 
 def _end_like_ctrl_c() -> None:
-    """A termination then unwinds the stack too, and nothing is left running."""
+    """A termination then unwinds the stack too, and so does Ctrl-C where the shell that started us has it
+    ignored."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def _evaluate(options: argparse.Namespace) -> int:
