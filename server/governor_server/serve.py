@@ -27,8 +27,10 @@ KEEP_ALIVE_S = 30
 def run(settings: Settings, console: Console) -> None:
     """Serve until interrupted. Raises `ServerError` for whatever an operator can put right."""
     _configure_logging(settings.server.log_level)
-    # A termination then unwinds the stack as Ctrl-C does, and takes the engine down on its way.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    # A termination then unwinds the stack as Ctrl-C does, and takes the engine down on its way. Scripts start
+    # their background jobs with SIGINT ignored; it must end us before the web server takes it over, too.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.default_int_handler)
     with ExitStack() as stack:
         listener = stack.enter_context(listen(settings.server))
         if settings.engine.model is None:
