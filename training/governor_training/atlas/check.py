@@ -6,7 +6,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -118,7 +118,6 @@ class Run:
     calls: int = 0
     malformed: int = 0
     answer: str | None = None
-    seen: list[str] = field(default_factory=list)
 
 
 def _prompt(question: Question) -> str:

@@ -66,7 +66,7 @@ def _count(text: str) -> int:
 
 def _add_train_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, default=Path("build/atlas/model"), help="folder of the model")
-    parser.add_argument("--steps", type=_count, default=3200, help="optimizer steps (default: %(default)s)")
+    parser.add_argument("--steps", type=_count, default=2200, help="optimizer steps (default: %(default)s)")
     parser.add_argument("--tokens", type=_count, default=4096, help="tokens a batch, without the prefix")
     parser.add_argument("--lr", type=float, default=6e-3, help="peak learning rate of the matrices (Muon)")
     parser.add_argument("--lr-rest", type=float, default=3e-3, help="the same for all else (AdamW)")
@@ -77,7 +77,7 @@ def _add_train_arguments(parser: argparse.ArgumentParser) -> None:
         "--threads", type=_count, default=None, help="CPU threads; 1 where others want the cores"
     )
     parser.add_argument(
-        "--check-every", type=_count, default=800, help="steps between checks of what it can do"
+        "--check-every", type=_count, default=1100, help="steps between checks of what it can do"
     )
     parser.add_argument(
         "--save-every", type=_count, default=200, help="steps between checkpoints to go on from"

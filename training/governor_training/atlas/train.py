@@ -98,7 +98,7 @@ def train(options: argparse.Namespace) -> None:
     bar = tqdm(
         total=options.steps, initial=step, unit="step", mininterval=5, desc=f"{size / 1e6:.2f}M parameters"
     )
-    mean_loss = 0.0
+    mean_loss: float | None = None
     for batch in _batches(tokenizer, options, block):
         if step >= options.steps:
             break
@@ -109,7 +109,7 @@ def train(options: argparse.Namespace) -> None:
         optimizers.step(learning_rate(step, options.steps))
         step += 1
         seconds += time.monotonic() - began
-        mean_loss = loss.item() if step == 1 else 0.98 * mean_loss + 0.02 * loss.item()
+        mean_loss = loss.item() if mean_loss is None else 0.98 * mean_loss + 0.02 * loss.item()
         bar.update()
         bar.set_postfix(loss=f"{mean_loss:.3f}", refresh=False)
         last = step == options.steps
