@@ -36,6 +36,7 @@ ERRORS = (
     "err_toolchoice_notools",
     "err_top_logprobs_nolog",
     "err_xargs",
+    "err_xargs_nested",
 )
 
 
@@ -232,6 +233,19 @@ async def test_upstreams_errors_arrive_untouched(name: str, tools: bool) -> None
     assert (status, body) == (recording.status, recording.body)
     assert headers["content-type"] == "application/json"
     assert upstream.received[-1].json == request or status == 404
+
+
+@pytest.mark.parametrize(("name", "path"), [("err_msg", "/v1/messages"), ("err_resp", "/v1/responses")])
+async def test_errors_of_the_other_apis_arrive_untouched(name: str, path: str) -> None:
+    """Each has a shape of its own."""
+    recording = recorded(name)
+    async with (
+        scripted(Answer.of(recording)) as upstream,
+        proxied(upstream) as proxy,
+        proxy.client.post(proxy.url + path, json=recording.request) as response,
+    ):
+        assert (response.status, await response.read()) == (recording.status, recording.body)
+    assert (upstream.received[0].target, upstream.received[0].json) == (path, recording.request)
 
 
 async def test_advice_to_come_back_later_arrives() -> None:
