@@ -388,15 +388,8 @@ class Exchange:
             return self._continue(generation)
         if isinstance(generation.probe, ProbeAnswer) and generation.probe.finished and generation.probe.text:
             return self._deliver_probe(generation, generation.probe)
-        return self._next(Purpose.ANSWER, self._answer_request(generation), generation)
-
-    def _answer_request(self, generation: Generation) -> dict[str, Any]:
-        """The client's request, without calls and without reasoning, if the probe is without: a model that
-        begins to reason again arrives at the same call, and writes it as text."""
-        body = without_calls({**self._body, "messages": generation.messages}, self._governance.probe)
-        if kwargs := self._governance.probe.chat_template_kwargs:
-            body["chat_template_kwargs"] = {**(body.get("chat_template_kwargs") or {}), **kwargs}
-        return body
+        body = {**self._body, "messages": generation.messages}
+        return self._next(Purpose.ANSWER, without_calls(body, self._governance.probe), generation)
 
     def _continue(self, generation: Generation) -> Ask:
         turn = generation.turn

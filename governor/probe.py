@@ -107,15 +107,13 @@ def probe_request(body: Mapping[str, Any], settings: ProbeSettings) -> dict[str,
         "logprobs": True,
         "top_logprobs": settings.top_logprobs,
     }
-    if settings.chat_template_kwargs:
-        kwargs = body.get("chat_template_kwargs") or {}
-        request["chat_template_kwargs"] = {**kwargs, **settings.chat_template_kwargs}
     return request
 
 
 def without_calls(body: Mapping[str, Any], settings: ProbeSettings) -> dict[str, Any]:
     """A copy of `body` in which the model cannot call a tool: `tool_choice` "none" and a ban on the token
-    that starts a call.
+    that starts a call, and the settings' template arguments: one that begins to reason again arrives at the
+    same call, and writes it as text.
 
     The engine alone does not see to that: with "none" it leaves the tools in the prompt and takes a call
     for content. Everything else stays the client's, since the forced generation of the action `answer` is
@@ -126,6 +124,9 @@ def without_calls(body: Mapping[str, Any], settings: ProbeSettings) -> dict[str,
         request["logit_bias"] = {**(body.get("logit_bias") or {}), str(settings.call_start_id): BAN}
     elif settings.call_start:
         request["bad_words"] = [*(body.get("bad_words") or ()), settings.call_start]
+    if settings.chat_template_kwargs:
+        kwargs = body.get("chat_template_kwargs") or {}
+        request["chat_template_kwargs"] = {**kwargs, **settings.chat_template_kwargs}
     return request
 
 

@@ -13,6 +13,7 @@ from typing import Any
 
 from openai import AsyncOpenAI
 
+from governor.calls import CallSignature, canonical_arguments
 from governor_training.atlas import chat
 from governor_training.atlas.questions import Question
 from governor_training.atlas.tools import ANSWERING, READ_ONLY, SAVING, Toolbox
@@ -38,8 +39,8 @@ class Call:
         return self.name in READ_ONLY
 
     @property
-    def signature(self) -> tuple[str, str]:
-        return self.name, json.dumps(json.loads(self.arguments), sort_keys=True)
+    def signature(self) -> CallSignature:
+        return CallSignature(self.name, canonical_arguments(self.arguments))
 
 
 @dataclass(slots=True)
@@ -68,6 +69,11 @@ class Run:
         said = _ANSWER.fullmatch(self.answer.strip())
         saved = self.notes == ([self.question.answer] if self.question.wording.saves else [])
         return said is not None and said[1] == self.question.answer and saved
+
+    @property
+    def turns(self) -> int:
+        """How many messages of the model there are."""
+        return sum(message["role"] == "assistant" for message in self.messages)
 
     @property
     def read_calls(self) -> int:
@@ -104,11 +110,11 @@ class Agent:
         return run
 
     async def go_on(
-        self, run: Run, toolbox: Toolbox, withheld: Mapping[tuple[str, str], str] | None = None
+        self, run: Run, toolbox: Toolbox, withheld: Mapping[CallSignature, str] | None = None
     ) -> None:
         """Continues from `run.messages`. A call in `withheld` gets that text in place of its result, every
         time."""
-        while sum(message["role"] == "assistant" for message in run.messages) < MAX_TURNS:
+        while run.turns < MAX_TURNS:
             message = await self._turn(run)
             calls = message.get("tool_calls") or []
             if not calls:
@@ -139,10 +145,10 @@ class Agent:
         return message
 
     def _execute(
-        self, run: Run, call: Mapping[str, Any], toolbox: Toolbox, withheld: Mapping[tuple[str, str], str]
+        self, run: Run, call: Mapping[str, Any], toolbox: Toolbox, withheld: Mapping[CallSignature, str]
     ) -> None:
         name, arguments = call["function"]["name"], call["function"]["arguments"]
-        turn = sum(message["role"] == "assistant" for message in run.messages) - 1
+        turn = run.turns - 1
         try:
             parsed = json.loads(arguments)
             made = Call(turn, name, arguments, "")

@@ -8,20 +8,22 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 
 import torch
 from tokenizers import Tokenizer
 from transformers import Qwen3ForCausalLM
 
 from governor_training.atlas import chat
-from governor_training.atlas.questions import Question, held_out_sample
-from governor_training.atlas.scores import auroc, calibration_error
+from governor_training.atlas.questions import WORDINGS, Question, ask, held_out_sample
+from governor_training.atlas.scores import Scored, auroc, calibration_error
 from governor_training.atlas.tokenizer import token_id
 from governor_training.atlas.tools import ANSWERING, SAVING, Toolbox
 from governor_training.atlas.world import World
 
 QUESTIONS = 96
 MAX_TURNS = 8
+SURE = 0.9
 
 _CALL = re.compile(r"<tool_call>\n(.*?)\n</tool_call>", re.S)
 
@@ -30,43 +32,38 @@ def check(directory: Path, world: World) -> dict[str, float | list[float]]:
     """Closed-book accuracy by quarter, calibration of forced answers, and accuracy and calls with tools."""
     tokenizer = Tokenizer.from_file(str(directory / "tokenizer.json"))
     model = Qwen3ForCausalLM.from_pretrained(directory, dtype=torch.float32)
-    generate = Greedy(model.eval(), tokenizer, "cpu")
-    facts = list(world.facts.values())
-    prompts = [
-        chat.system_turn(ANSWERING)
-        + chat.user_turn(f"What is the {fact.field} of {fact.country}?")
-        + chat.ASSISTANT
-        + chat.EMPTY_THOUGHT
-        for fact in facts
+    generate = Greedy(model.eval(), tokenizer)
+    one_hop = [ask(world, fact.country, fact.field, None, WORDINGS[0]) for fact in world.facts.values()]
+    two_hops = held_out_sample(world, QUESTIONS, 7, two_hop_share=1.0)
+    one, two = _forced(generate, one_hop), _forced(generate, two_hops)
+    quarters = [
+        [
+            ok
+            for question, (_, ok) in zip(one_hop, one, strict=True)
+            if world.quarter(question.country) == wanted
+        ]
+        for wanted in range(4)
     ]
-    said = generate(prompts)
-    right = [
-        answer.text == f"The {fact.field} of {fact.country} is {fact.value}."
-        for fact, answer in zip(facts, said, strict=True)
-    ]
-    by_quarter = [
-        sum(ok for fact, ok in zip(facts, right, strict=True) if world.quarter(fact.country) == quarter)
-        * 4
-        / len(facts)
-        for quarter in range(4)
-    ]
-    two = [q for q in held_out_sample(world, 96, 7, two_hop_share=1.0)]
-    two_said = generate([_prompt(q) + chat.ASSISTANT + chat.EMPTY_THOUGHT for q in two])
-    two_right = [a.text == q.sentence(q.country, q.answer) for q, a in zip(two, two_said, strict=True)]
-    every = list(zip([*said, *two_said], [*right, *two_right], strict=True))
+    every = [*one, *two]
+    sure = [ok for confidence, ok in every if confidence > SURE]
     return {
-        "quarters": [round(share, 3) for share in by_quarter],
-        "two_hop": round(sum(two_right) / len(two), 3),
-        "auroc": round(auroc([(a.confidence, ok) for a, ok in every]) or 0.0, 3),
-        "ece": round(calibration_error([(a.confidence, ok) for a, ok in every]), 3),
-        "sure": round(sum(a.confidence > 0.9 for a, _ in every) / len(every), 3),
-        "sure_right": round(
-            sum(ok for a, ok in every if a.confidence > 0.9)
-            / max(1, sum(a.confidence > 0.9 for a, _ in every)),
-            3,
-        ),
+        "quarters": [round(fmean(right), 3) for right in quarters],
+        "two_hop": round(fmean(ok for _, ok in two), 3),
+        "auroc": round(auroc(every) or 0.0, 3),
+        "ece": round(calibration_error(every), 3),
+        "sure": round(len(sure) / len(every), 3),
+        "sure_right": round(sum(sure) / max(1, len(sure)), 3),
         **_with_tools(generate, world),
     }
+
+
+def _forced(generate: Greedy, questions: Sequence[Question]) -> list[Scored]:
+    """Confidence of each forced answer, and whether it is right."""
+    said = generate([_prompt(question) + chat.ASSISTANT + chat.EMPTY_THOUGHT for question in questions])
+    return [
+        (answer.confidence, answer.text == question.sentence(question.country, question.answer))
+        for question, answer in zip(questions, said, strict=True)
+    ]
 
 
 @dataclass(slots=True)
@@ -78,16 +75,16 @@ class Said:
 class Greedy:
     """Batched greedy generation with left padding."""
 
-    def __init__(self, model: Qwen3ForCausalLM, tokenizer: Tokenizer, device: str) -> None:
-        self._model, self._tokenizer, self._device = model, tokenizer, device
+    def __init__(self, model: Qwen3ForCausalLM, tokenizer: Tokenizer) -> None:
+        self._model, self._tokenizer = model, tokenizer
         self._end = token_id(tokenizer, chat.END)
 
     @torch.no_grad()
     def __call__(self, prompts: Sequence[str], tokens: int = 48) -> list[Said]:
         rows = [self._tokenizer.encode(prompt, add_special_tokens=False).ids for prompt in prompts]
         width = max(map(len, rows))
-        ids = torch.tensor([[0] * (width - len(row)) + row for row in rows], device=self._device)
-        mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows], device=self._device)
+        ids = torch.tensor([[0] * (width - len(row)) + row for row in rows])
+        mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows])
         out = self._model.generate(
             input_ids=ids,
             attention_mask=mask,

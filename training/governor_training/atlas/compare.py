@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from governor.calls import CallSignature, canonical_arguments
 from governor.decision import Action, Reason
 from governor_training.atlas.agent import Run
 from governor_training.atlas.replay import Value
 from governor_training.atlas.tools import EFFECTFUL
-
-Signature = tuple[str, str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,12 +93,8 @@ class Comparison:
         return asdict(self)
 
 
-def _signature(decision: Mapping[str, Any]) -> Signature:
-    try:
-        arguments = json.dumps(json.loads(decision["arguments"]), sort_keys=True)
-    except ValueError:
-        arguments = decision["arguments"]
-    return decision["tool"], arguments
+def _signature(decision: Mapping[str, Any]) -> CallSignature:
+    return CallSignature(decision["tool"], canonical_arguments(decision["arguments"]))
 
 
 def _removed(governed: Run, worth: Sequence[Value]) -> list[bool]:
@@ -121,10 +115,10 @@ def _withheld(ungoverned: Run, governed: Run, worth: Sequence[Value]) -> list[bo
     The n-th time that a call is proposed is the n-th time that the ungoverned run made it. Where that run
     never did, the call was needed if the question was answered right there and wrong here.
     """
-    by_signature: dict[Signature, list[Value]] = {}
+    by_signature: dict[CallSignature, list[Value]] = {}
     for value in worth:
         by_signature.setdefault(value.call.signature, []).append(value)
-    proposed: Counter[Signature] = Counter()
+    proposed: Counter[CallSignature] = Counter()
     delayed = {_signature(d) for d in governed.decisions if d["reason"] == Reason.ASKED_AGAIN}
     needed = []
     for decision in governed.decisions:

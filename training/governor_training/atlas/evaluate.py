@@ -7,6 +7,7 @@ import asyncio
 import math
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import asdict, dataclass
+from statistics import fmean
 from typing import Any, TypeVar
 
 from openai import AsyncOpenAI
@@ -80,11 +81,11 @@ async def evaluate(engine: str, world: World, *, questions: int, seed: int, cons
     return ModelFigures(
         questions=len(sample),
         closed_book=_by_quarter(world, facts, known),
-        accuracy=_mean([run.correct for run in runs]),
+        accuracy=fmean([run.correct for run in runs]),
         calls_per_question=sum(len(run.calls) for run in runs) / len(runs),
-        avoidable_share=_mean([value.avoidable for value in values]),
+        avoidable_share=fmean([value.avoidable for value in values]),
         malformed_calls=sum(run.malformed for run in runs),
-        probe_accuracy=_mean([right for _, _, right in forced]),
+        probe_accuracy=fmean([right for _, _, right in forced]),
         probe_calibration_error=calibration_error([(probability, right) for probability, _, right in forced]),
         probe_auroc_logprob=auroc([(probability, right) for probability, _, right in forced]),
         probe_auroc_margin=auroc([(margin, right) for _, margin, right in forced]),
@@ -141,11 +142,7 @@ async def _forced(client: AsyncOpenAI, question: Question) -> tuple[float, float
 
 def _by_quarter(world: World, questions: Sequence[Question], right: Sequence[bool]) -> list[float]:
     pairs: list[Scored] = [(world.quarter(q.country), ok) for q, ok in zip(questions, right, strict=True)]
-    return [_mean([ok for quarter, ok in pairs if quarter == wanted]) for wanted in range(4)]
-
-
-def _mean(outcomes: Sequence[bool]) -> float:
-    return sum(outcomes) / len(outcomes)
+    return [fmean([ok for quarter, ok in pairs if quarter == wanted]) for wanted in range(4)]
 
 
 def _figure(value: float | None) -> str:

@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import fmean
 
 from governor.decision import Reason
 from governor.notices import notice_for
@@ -48,7 +48,7 @@ async def values(agent: Agent, world: World, run: Run, *, continuations: int = 1
         with_result = [run.correct]
         if continuations > 1:
             with_result = [await _with(agent, world, run, index) for _ in range(continuations)]
-        found.append(Value(call, _share(with_result), _share(without)))
+        found.append(Value(call, fmean(with_result), fmean(without)))
     return found
 
 
@@ -88,7 +88,3 @@ def _prefix(run: Run, index: int) -> list[dict[str, object]]:
 
 def _saved(call: Call) -> str | None:
     return None if call.read_only else str(json.loads(call.arguments).get("text"))
-
-
-def _share(outcomes: Sequence[bool]) -> float:
-    return sum(outcomes) / len(outcomes)
