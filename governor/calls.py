@@ -7,7 +7,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from fnmatch import fnmatchcase
-from typing import Any
+from functools import lru_cache
+from hashlib import sha256
+from typing import Any, Final
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +45,16 @@ def canonical_arguments(arguments: str) -> str:
     spacing: a tool may tell them apart, and a call wrongly taken for a repeat costs more than a repeat not
     seen.
     """
+    # The whole history is read with every request, and most of its calls are the same as last time.
+    return _canonical(arguments) if len(arguments) <= _SHORT else _canonical.__wrapped__(arguments)
+
+
+_SHORT: Final = 1024
+"""Characters of arguments that are worth remembering."""
+
+
+@lru_cache(maxsize=4096)
+def _canonical(arguments: str) -> str:
     text = arguments.strip()
     try:
         return json.dumps(json.loads(text or "{}"), sort_keys=True, separators=(",", ":"))
@@ -99,6 +111,17 @@ class ToolCatalog:
 def tool_names(tools: Iterable[Any]) -> tuple[str, ...]:
     """The names of a request's `tools`, in their order; a tool without a readable name has the name ""."""
     return tuple(_name(tool) for tool in tools)
+
+
+def schemas_of(tools: Iterable[Any]) -> dict[str, str]:
+    """For each named tool a fingerprint of its description: what was learned of a tool holds for that
+    description only."""
+    return {name: _fingerprint(tool) for tool in tools if (name := _name(tool))}
+
+
+def _fingerprint(tool: object) -> str:
+    text = json.dumps(tool, sort_keys=True, default=str)
+    return sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
 
 def _matches(name: str, patterns: tuple[str, ...]) -> bool:

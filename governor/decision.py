@@ -48,6 +48,10 @@ class Reason(StrEnum):
     NO_LOGPROBS = "no_logprobs"
     OBSERVE_MODE = "observe_mode"
     POLICY_ERROR = "policy_error"
+    EXPLORATION = "exploration"
+    UNCERTIFIED = "uncertified"
+    LIKELY_USELESS = "likely_useless"
+    LIKELY_USEFUL = "likely_useful"
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,8 +59,8 @@ class Decision:
     """What was done with one call.
 
     `proposed` is what enforcing would have done, so it differs from `action` in observe mode. `tier` is the
-    tier of the decision procedure that decided (0 rules, 1 stream, 2 probe), None where none was reached.
-    `inputs` are the numbers that the policy looked at, JSON scalars only.
+    tier of the decision procedure that decided (0 rules, 1 stream, 2 probe, 3 gate), None where none was
+    reached. `inputs` are the numbers that the policy looked at, JSON scalars only.
     """
 
     call: ToolCall
@@ -130,11 +134,21 @@ _BECAUSE: Final = {
     Reason.NO_LOGPROBS: "upstream sent no logprobs",
     Reason.OBSERVE_MODE: "the governor only observes",
     Reason.POLICY_ERROR: "the policy failed",
+    Reason.EXPLORATION: "it was drawn to be let through, to see whether withholding it would be right",
+    Reason.UNCERTIFIED: "no certificate allows to act on calls of this tool yet",
+    Reason.LIKELY_USELESS: "its result is unlikely to change the answer",
+    Reason.LIKELY_USEFUL: "its result may well change the answer",
 }
 
 _CERTAINTY: Final = (
     "least margin {least_margin:.2f} against {margin_threshold:.2f}",
     "largest entropy {max_entropy:.2f} against {entropy_threshold:.2f} nats",
+)
+
+_FORECAST: Final = (
+    "probability {p_useful:.3f} against {threshold:.3f}",
+    "least margin {least_margin:.2f} against {margin_threshold:.2f}",
+    "mean entropy {mean_entropy:.2f} against {entropy_threshold:.2f} nats",
 )
 
 _FIGURES: Final = {
@@ -144,6 +158,8 @@ _FIGURES: Final = {
     Reason.FAILING_RETRY: ("times: {attempts}",),
     Reason.CONFIDENT_ANSWER: _CERTAINTY,
     Reason.UNCERTAIN_ANSWER: (*_CERTAINTY, "finished: {finished}"),
+    Reason.LIKELY_USELESS: _FORECAST,
+    Reason.LIKELY_USEFUL: _FORECAST,
 }
 
 

@@ -2,15 +2,16 @@
 
 Theory of operation. The caller owns the sockets; the exchange says what to do with them:
 
-1. `request` goes upstream. Stream chunks come in through `receive`, which returns what the client gets at
+1. `admission` may ask for a probe that decides whether a fresh result is worth its place in the prompt.
+2. `request` goes upstream. Stream chunks come in through `receive`, which returns what the client gets at
    once; a whole response comes in through `receive_response`.
-2. When upstream is done, `finish` returns the next step. `Ask`: send this body upstream. A probe's response
+3. When upstream is done, `finish` returns the next step. `Ask`: send this body upstream. A probe's response
    comes back through `probe_answered` or `probe_failed`, which return the next step; an answer or a
    continuation is a generation like the first one, and comes back through `receive` or `receive_response`,
-   then `finish`. `Deliver`: the rest of what the client gets; the exchange is over.
-3. Observing adds no wait: `finish` delivers at once, and `review` begins the judging afterwards, with the
-   same steps.
-4. `interrupted` says what the client gets when something broke: whatever waits, as upstream sent it.
+   then `finish`. `Deliver`: the rest of what the client gets.
+4. `review` does what is to be done once the client has its message, with the same steps: judging what is
+   only observed, and labelling the calls whose results came with this request.
+5. `interrupted` says what the client gets when something broke: whatever waits, as upstream sent it.
 
 Streamed or not, the turn is collected, judged and turned into a message by the same code, so both ways give
 the same message and the same decisions for the same generation.
@@ -19,23 +20,27 @@ the same message and the same decisions for the same generation.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from enum import StrEnum
+from dataclasses import dataclass, replace
+from enum import Enum, StrEnum
 from typing import Any
 
-from governor.conversation import step
 from governor.decision import Action, Decision, Mode, Reason
+from governor.delivery import Delivery
 from governor.errors import ProbeFailed
+from governor.experiment import Arm
+from governor.generation import Generation, Purpose
 from governor.governance import Governance
-from governor.hold import Held, Hold
-from governor.judge import Judge, Measures, NoProbe, ProbeState, Proposal
-from governor.message import Keep, composed, gap, joined
+from governor.hold import Hold
+from governor.judge import Judge, Measures, NoProbe, Proposal
+from governor.labels import Label, label
+from governor.ledger import Ledger
 from governor.notices import notice_for
 from governor.policies import NeedProbe
 from governor.probe import ProbeAnswer, probe_answer, probe_request, without_calls
+from governor.pruning import Pruning, StubReason, estimated_tokens, prune
 from governor.records import CallRecord
-from governor.request import ClientView, Json, fresh_result_ids, result_ids
-from governor.turn import REASONING_KEYS, Turn, first_choice
+from governor.request import ClientView, Json, result_ids
+from governor.turn import Turn
 
 
 class Explain(StrEnum):
@@ -44,14 +49,6 @@ class Explain(StrEnum):
     NO = "0"
     DECISIONS = "1"
     TOKENS = "tokens"
-
-
-class Purpose(StrEnum):
-    """What a further request to upstream is for. A probe never streams; the others do as the client does."""
-
-    PROBE = "probe"
-    ANSWER = "answer"
-    CONTINUATION = "continuation"
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,39 +72,13 @@ Step = Ask | Deliver
 STRONGEST_FIRST = (Action.ANSWER, Action.NOTICE, Action.DROP)
 
 
-@dataclass(slots=True)
-class Generation:
-    """One generation of upstream on the way to the client's message."""
+class _Phase(Enum):
+    """Where the exchange is, as far as the answer to a probe needs to know."""
 
-    purpose: Purpose | None
-    messages: Sequence[Any]
-    turn: Turn
-    hold: Hold
-    response: Json | None = None
-    measures: Measures = Measures()
-    probe: ProbeState = NoProbe.NOT_ASKED
-    probe_response: Json | None = None
-    decisions: tuple[Decision, ...] = ()
-    held: Sequence[Held] = ()
-    """What waited when its calls were withheld."""
-    shown: bool = False
-    """Whether the client has some of it."""
-
-    @property
-    def withheld(self) -> frozenset[int]:
-        return frozenset(decision.call.index for decision in self.decisions if decision.withheld)
-
-
-@dataclass(slots=True)
-class _Costs:
-    """Tokens of the requests that the governor added."""
-
-    tokens: dict[str, dict[str, int]] = field(default_factory=dict)
-
-    def add(self, kind: str, usage: Json) -> None:
-        costs = self.tokens.setdefault(kind, {"prompt_tokens": 0, "completion_tokens": 0})
-        for key in costs:
-            costs[key] += usage.get(key) or 0
+    ADMISSION = "admission"
+    DECISION = "decision"
+    REVIEW = "review"
+    LABEL = "label"
 
 
 class Exchange:
@@ -116,7 +87,7 @@ class Exchange:
     `body` is the client's parsed request, one that `request.untouched` has nothing against. `records` are
     those of the calls in its history that were found, by call id. `now` is the time of the request in
     seconds, for the records. `probe_when_observing` False: nothing is asked upstream that the client did not
-    ask for.
+    ask for, where nothing is governed.
     """
 
     def __init__(
@@ -130,24 +101,27 @@ class Exchange:
         explain: Explain = Explain.NO,
         probe_when_observing: bool = True,
     ) -> None:
+        known = [known for id in result_ids(body) if (known := (records or {}).get(id))]
         self._body = body
         self._governance = governance
-        self._known = [known for id in result_ids(body) if (known := (records or {}).get(id))]
         self.conversation = conversation
-        self._now = now
         self._explain = explain
         self._view = ClientView.of(body, governance.top_logprobs)
-        probes = [known.probe_before for known in self._known if known.probe_before]
-        self._judge = Judge(governance, body.get("tools") or (), probes[-1] if probes else None)
+        self._judge = Judge(governance, body, known)
+        enforcing = governance.mode is Mode.ENFORCE
+        self.arm = governance.experiment.arm(conversation, enforcing=enforcing)
         # A client that records token ids wants the sequence that was generated, not a message of several.
-        self._acts = governance.mode is Mode.ENFORCE and not body.get("return_token_ids")
-        self._probes = self._acts or probe_when_observing
-        self._costs = _Costs()
+        self._acts = self.arm is Arm.GOVERNED and not body.get("return_token_ids")
+        self._phase = _Phase.DECISION
         self._probe_failures: list[str] = []
-        self._first: Json = {}
-        self._ready: list[Json] = []
-        self._trailer: tuple[Json, ...] = ()
-        self._generations = [self._generation(None, body["messages"])]
+        self._pruning = Pruning(body["messages"])
+        self._generations = [self._generation(Purpose.REQUEST, ())]
+        self._ledger = Ledger(
+            body, known, self._judge, self._generations, conversation=conversation, arm=self.arm, now=now
+        )
+        self._labels = governance.experiment.labelled(conversation, self._ledger.step, self.arm)
+        self._may_probe = self._acts or (probe_when_observing and self._labels)
+        self._delivery = Delivery(self._view, self._generations)
 
     # What the caller reads
 
@@ -158,8 +132,8 @@ class Exchange:
 
     @property
     def request(self) -> dict[str, Any]:
-        """What to send upstream for the client's request."""
-        return self._view.request(self._body)
+        """What to send upstream for the client's request, after `admission`."""
+        return self._view.request(self._sent(()))
 
     @property
     def decisions(self) -> tuple[Decision, ...]:
@@ -173,9 +147,19 @@ class Exchange:
         return next((action for action in STRONGEST_FIRST if action in taken), Action.PASS)
 
     @property
-    def observing(self) -> bool:
-        """Whether `review` has to be called after the delivery."""
-        return not self._acts and self._explain is Explain.NO
+    def mode(self) -> Mode:
+        """The mode that this request is governed in."""
+        return self._governance.mode
+
+    @property
+    def acts(self) -> bool:
+        """Whether calls of this conversation may be withheld."""
+        return self._acts
+
+    @property
+    def pruning(self) -> Pruning:
+        """What the model gets to see of the client's messages."""
+        return self._pruning
 
     @property
     def complete(self) -> bool:
@@ -200,9 +184,8 @@ class Exchange:
 
     @property
     def costs(self) -> Mapping[str, Mapping[str, int]]:
-        """Prompt and completion tokens of what was asked beyond the client's request: `probe`,
-        `continuation`."""
-        return self._costs.tokens
+        """Prompt and completion tokens of what was asked beyond the client's request, by `Purpose`."""
+        return self._ledger.costs.tokens
 
     @property
     def entropy(self) -> float | None:
@@ -212,74 +195,32 @@ class Exchange:
 
     def records(self) -> tuple[CallRecord, ...]:
         """The records to store: those of the calls decided on, and those whose result came with this
-        request."""
-        return (*self.new_records(), *self.updated_records())
+        request or was pruned in it."""
+        return (*self.new_records(), *self.completed_records(), *self._ledger.stubbed(self._pruning))
 
     def new_records(self) -> tuple[CallRecord, ...]:
         """A record for each call decided on."""
-        return tuple(
-            self._record(generation, decision)
-            for generation in self._generations
-            for decision in generation.decisions
-        )
+        return self._ledger.new()
 
-    def _record(self, generation: Generation, decision: Decision) -> CallRecord:
-        probe = generation.probe if isinstance(generation.probe, ProbeAnswer) else None
-        return CallRecord(
-            call_id=decision.call.id,
-            conversation=self.conversation,
-            tool=decision.call.name,
-            signature=str(decision.call.signature),
-            step=step(self._body["messages"]),
-            decision=decision.as_dict(),
-            created=self._now,
-            entropy_before=generation.measures.segment_entropy,
-            probe_before=probe,
-            usage=dict(self._costs.tokens.get("probe", {})),
-        )
-
-    def updated_records(self) -> tuple[CallRecord, ...]:
+    def completed_records(self) -> tuple[CallRecord, ...]:
         """The known records of the calls whose results came with this request, with what they led to."""
-        fresh = fresh_result_ids(self._body)
-        after, probe = self.entropy, self._probe_after()
-        return tuple(
-            replace(
-                record,
-                entropy_after=after if record.entropy_after is None else record.entropy_after,
-                probe_after=probe if record.probe_after is None else record.probe_after,
-            )
-            for record in self._known
-            if record.call_id in fresh
-        )
-
-    def _probe_after(self) -> ProbeAnswer | None:
-        """The forced answer with the results in the context. A turn that answers by itself, without
-        reasoning, is one too, at the same position and for nothing."""
-        first = self._generations[0]
-        if isinstance(first.probe, ProbeAnswer):
-            return first.probe
-        if first.turn.calls or first.turn.reasoning or not first.turn.measured:
-            return None
-        return first.turn.as_answer()
+        return self._ledger.completed(self._pruning)
 
     # The course of the exchange
 
+    def admission(self) -> Ask:
+        """What to send first: a probe, where a fresh result may not be worth its place in the prompt, else
+        the client's request."""
+        if self._acts and self._governance.pruning.policy != "none":
+            self._prune(frozenset())
+            if self._admits_by_probe():
+                self._phase = _Phase.ADMISSION
+                return Ask(Purpose.PROBE, probe_request(self._sent(()), self._governance.probe))
+        return Ask(Purpose.REQUEST, self.request)
+
     def receive(self, chunk: Json) -> tuple[Json, ...]:
         """Take in a stream chunk; returns what the client gets now."""
-        generation = self._generations[-1]
-        first_token = len(generation.turn.tokens)
-        generation.turn.add_chunk(chunk)
-        if not self._first:
-            self._first = chunk
-        fitted = chunk if generation.purpose is None else self._fitted(chunk, generation)
-        if fitted is None:
-            return ()
-        passed = generation.hold.receive(Held(fitted, first_token), generation.turn)
-        if not passed:
-            return ()
-        generation.shown = True
-        ready, self._ready = self._ready, []
-        return self._seen([*ready, *(held.chunk for held in passed)])
+        return self._delivery.receive(chunk)
 
     def receive_response(self, response: Json) -> None:
         """Take in a whole response of upstream."""
@@ -293,32 +234,48 @@ class Exchange:
         if generation.turn.finish_reason is None:
             return self.interrupted()
         generation.measures = Measures.of(generation.turn, self._governance)
-        if generation.purpose is not None:
-            self._costs.add("continuation", generation.turn.usage)
+        if generation.purpose is not Purpose.REQUEST:
+            self._ledger.costs.add(generation.purpose, generation.turn.usage)
         if generation.purpose is Purpose.ANSWER:
             answered = generation.turn.content.strip() and not generation.turn.is_disguised_call
             return self._deliver() if answered else self.interrupted()
-        return self._deliver() if self.observing else self._decide()
+        if not self._acts and self._explain is Explain.NO:
+            self._phase = _Phase.REVIEW
+            return self._deliver()
+        return self._decide()
 
     def review(self) -> Step:
-        """Judge what was only observed, after it was delivered. The delivery that ends it is empty."""
-        return self._decide()
+        """What is to be done once the client has its message: `Ask` while there is something, then an empty
+        delivery."""
+        if self._phase is _Phase.REVIEW:
+            return self._decide()
+        return self._label()
 
     def probe_answered(self, response: Json) -> Step:
         """Upstream's response to the probe."""
-        generation = self._generations[-1]
-        self._costs.add("probe", response.get("usage") or {})
+        labelling = self._phase is _Phase.LABEL
+        generation = self._generations[0 if labelling else -1]
+        self._ledger.costs.add(Purpose.LABEL if labelling else Purpose.PROBE, response.get("usage") or {})
         try:
             generation.probe = probe_answer(response, self._governance.vocab_size, self._governance.markup)
         except ProbeFailed as failure:
             return self.probe_failed(failure.reason)
         generation.probe_response = response
-        return self._decide()
+        return self._after_probe()
 
     def probe_failed(self, why: str) -> Step:
         """The probe gave no answer, or none in time; `why` in one word."""
         self._probe_failures.append(why)
-        self._generations[-1].probe = NoProbe.FAILED
+        self._generations[0 if self._phase is _Phase.LABEL else -1].probe = NoProbe.FAILED
+        return self._after_probe()
+
+    def _after_probe(self) -> Step:
+        if self._phase is _Phase.LABEL:
+            return Deliver()
+        if self._phase is _Phase.ADMISSION:
+            self._phase = _Phase.DECISION
+            self._prune(self._just_labelled())
+            return Ask(Purpose.REQUEST, self.request)
         return self._decide()
 
     def interrupted(self) -> Deliver:
@@ -326,50 +283,119 @@ class Exchange:
         all."""
         current = self._generations[-1]
         current.decisions = ()
-        if current.purpose is None:
+        if current.purpose is Purpose.REQUEST:
             return self._deliver()
         self._generations.pop()
         before = self._generations[-1]
         before.decisions = tuple(_let_pass(decision) for decision in before.decisions)
-        self._ready = []
         if not self.streams:
             return self._deliver()
-        held = [item for item in before.held if not current.shown or _has_call_or_end(item.chunk)]
-        return Deliver(self._explained([*self._seen([item.chunk for item in held]), *self._trailer]))
+        return self._chunks(self._delivery.released_chunks(before, shown=current.shown))
+
+    # Pruning
+
+    def _prune(self, low_value: frozenset[str]) -> None:
+        known = {record.call_id for record in self._ledger.known if record.label is Label.LOW_VALUE}
+        self._pruning = prune(
+            self._body["messages"],
+            self._judge.catalog,
+            self._governance.pruning,
+            stubs={record.call_id: StubReason(record.stub) for record in self._ledger.known if record.stub},
+            low_value=known | low_value,
+        )
+        self._judge.missing = self._pruning.missing
+
+    def _admits_by_probe(self) -> bool:
+        """Whether a fresh result is long enough to be worth a probe, and has one before it to compare
+        with."""
+        if self._governance.pruning.policy != "low_value":
+            return False
+        sizes = {done.call.id: estimated_tokens(done.result) for done in self._judge.executed}
+        return any(
+            sizes.get(record.call_id, 0) >= self._governance.pruning.min_tokens
+            and record.call_id not in self._pruning.stubs
+            and self._judge.governs(record.tool)
+            for record in self._ledger.unlabelled()
+        )
+
+    def _just_labelled(self) -> frozenset[str]:
+        after = self._generations[0].forced
+        return frozenset(
+            record.call_id
+            for record in self._ledger.unlabelled()
+            if label(record.probe_before, after) is Label.LOW_VALUE
+        )
+
+    # Labelling
+
+    def _label(self) -> Step:
+        """One probe at the place of the client's request is the second answer to the results in it, and the
+        first one to the calls that its message makes."""
+        first = self._generations[0]
+        if self._wants_label(first):
+            self._phase = _Phase.LABEL
+            return Ask(Purpose.LABEL, probe_request(self._sent(()), self._governance.probe))
+        return Deliver()
+
+    def _wants_label(self, first: Generation) -> bool:
+        if first.probe is not NoProbe.NOT_ASKED or not first.turn.measured or not self._may_probe:
+            return False
+        unlabelled = self._ledger.unlabelled()
+        if not self._labels and not any(record.explored for record in unlabelled):
+            return False
+        passed = any(
+            decision.action is Action.PASS and self._judge.governs(decision.call.name)
+            for decision in first.decisions
+        )
+        return passed or (bool(unlabelled) and self._ledger.answer_after() is None)
 
     # Deciding
 
     def _decide(self) -> Step:
         generation = self._generations[-1]
-        if not self._probes and generation.probe is NoProbe.NOT_ASKED:
+        if not self._may_probe and generation.probe is NoProbe.NOT_ASKED:
             generation.probe = NoProbe.FAILED
-        judged = self._judge.judge(
-            generation.turn, generation.measures, generation.messages, generation.probe
-        )
+        judged = self._judge.judge(generation.turn, generation.measures, generation.added, generation.probe)
         if isinstance(judged, NeedProbe):
-            body = {**self._body, "messages": generation.messages}
-            return Ask(Purpose.PROBE, probe_request(body, self._governance.probe))
+            return Ask(Purpose.PROBE, probe_request(self._sent(generation.added), self._governance.probe))
+        generation.proposals = judged
         generation.decisions = self._decisions(judged)
+        if self._phase is _Phase.REVIEW:
+            return self._label()
         calls = len(generation.turn.calls)
         if not calls or len(generation.withheld) < calls:
             return self._deliver()
         return self._replace_calls(generation)
 
     def _decisions(self, proposals: Sequence[Proposal]) -> tuple[Decision, ...]:
-        all_withheld = all(proposal.withhold for proposal in proposals)
-        action = self._chosen_action() if all_withheld else Action.DROP
+        chosen = self._chosen_action() if all(proposal.withhold for proposal in proposals) else Action.DROP
+        explored = [proposal.withhold and self._explores(proposal) for proposal in proposals]
+        action = Action.DROP if any(explored) else chosen
         rounds = sum(generation.purpose is Purpose.CONTINUATION for generation in self._generations)
-        limit = action is Action.NOTICE and rounds >= self._governance.max_notices
-        return tuple(self._decision(proposal, action, limit) for proposal in proposals)
+        limited = self._acts and action is Action.NOTICE and rounds >= self._governance.max_notices
+        limit = Reason.NOTICE_LIMIT if limited else None
+        return tuple(
+            self._decision(proposal, chosen, action, Reason.EXPLORATION if lucky else limit)
+            for proposal, lucky in zip(proposals, explored, strict=True)
+        )
 
-    def _decision(self, proposal: Proposal, action: Action, limit: bool) -> Decision:
-        proposed = action if proposal.withhold else Action.PASS
-        limited = limit and self._acts
+    def _explores(self, proposal: Proposal) -> bool:
+        signature = str(proposal.call.signature)
+        return self._acts and self._governance.experiment.explores(
+            self.conversation, self._ledger.step, signature
+        )
+
+    def _decision(
+        self, proposal: Proposal, chosen: Action, action: Action, spared: Reason | None
+    ) -> Decision:
+        """`chosen` is what would become of a withheld call, and `action` what does become of it now that
+        others may have been let through; `spared` is why this one is."""
+        acts = self._acts and proposal.withhold and spared is None
         return Decision(
             call=proposal.call,
-            action=proposed if self._acts and not limited else Action.PASS,
-            proposed=proposed,
-            reason=Reason.NOTICE_LIMIT if limited else proposal.reason,
+            action=action if acts else Action.PASS,
+            proposed=chosen if proposal.withhold else Action.PASS,
+            reason=spared or proposal.reason,
             tier=proposal.tier,
             policy=self._governance.policy.name,
             inputs=proposal.inputs,
@@ -386,10 +412,10 @@ class Exchange:
     def _replace_calls(self, generation: Generation) -> Step:
         if generation.decisions[0].action is Action.NOTICE:
             return self._continue(generation)
-        if isinstance(generation.probe, ProbeAnswer) and generation.probe.finished and generation.probe.text:
-            return self._deliver_probe(generation, generation.probe)
-        body = {**self._body, "messages": generation.messages}
-        return self._next(Purpose.ANSWER, without_calls(body, self._governance.probe), generation)
+        if generation.forced and generation.forced.finished and generation.forced.text:
+            return self._deliver_probe(generation, generation.forced)
+        request = without_calls(self._sent(generation.added), self._governance.probe)
+        return self._next(Purpose.ANSWER, request, generation, generation.added)
 
     def _continue(self, generation: Generation) -> Ask:
         turn = generation.turn
@@ -408,109 +434,44 @@ class Exchange:
             {"role": "tool", "tool_call_id": decision.call.id, "content": notice_for(decision.reason)}
             for decision in generation.decisions
         ]
-        body = {**self._body, "messages": [*generation.messages, said, *notices]}
-        return self._next(Purpose.CONTINUATION, body, generation)
+        added = [*generation.added, said, *notices]
+        return self._next(Purpose.CONTINUATION, self._sent(added), generation, added)
 
-    def _next(self, purpose: Purpose, body: Json, after: Generation) -> Ask:
-        waiting = after.hold.take()
-        after.held = [held for held in waiting if first_choice(held.chunk) is not None]
-        if after.purpose is None:
-            self._trailer = tuple(held.chunk for held in waiting if first_choice(held.chunk) is None)
-        keep = Keep.of(after.turn, after.withheld)
-        self._ready = [
-            chunk
-            for held in after.held
-            if _before_end(held.chunk) and (chunk := keep.chunk(held.chunk, held.first_token)) is not None
-        ]
-        self._generations.append(self._generation(purpose, body["messages"]))
+    def _next(self, purpose: Purpose, body: Json, after: Generation, added: Sequence[Any]) -> Ask:
+        self._delivery.set_aside(after)
+        self._generations.append(self._generation(purpose, added))
         return Ask(purpose, self._view.request(body))
 
-    def _generation(self, purpose: Purpose | None, messages: Sequence[Any]) -> Generation:
-        enforcing = self._acts and purpose is not Purpose.ANSWER
-        end = self._acts or self._explain is not Explain.NO
+    def _generation(self, purpose: Purpose, added: Sequence[Any]) -> Generation:
         answers = purpose is Purpose.ANSWER
-        hold = Hold(self._judge.governs, calls=enforcing, end=end, disguise=answers)
-        return Generation(purpose, messages, Turn(self._governance.vocab_size, self._governance.markup), hold)
+        end = self._acts or self._explain is not Explain.NO
+        hold = Hold(self._judge.governs, calls=self._acts and not answers, end=end, disguise=answers)
+        return Generation(purpose, added, Turn(self._governance.vocab_size, self._governance.markup), hold)
 
-    def _fitted(self, chunk: Json, generation: Generation) -> Json | None:
-        """A later generation's chunk as one of the message that the first one began; None if it adds
-        nothing."""
-        choice = first_choice(chunk)
-        if choice is None:
-            return None
-        delta = {key: value for key, value in (choice.get("delta") or {}).items() if key != "role"}
-        if "role" in (choice.get("delta") or {}) and not any(delta.values()):
-            return None
-        earlier = self._generations[:-1]
-        if delta.get("content") and generation.turn.content_pieces == 1:
-            before = joined([part.turn.content for part in earlier], skip_blank=True)
-            delta["content"] = gap(before) + delta["content"]
-        for key in REASONING_KEYS:
-            if delta.get(key) and generation.turn.reasoning_pieces == 1:
-                before = joined([part.turn.reasoning for part in earlier], skip_blank=False)
-                delta[key] = gap(before) + delta[key]
-        same = {key: self._first[key] for key in ("id", "created", "model") if key in self._first}
-        fitted = {key: value for key, value in chunk.items() if key != "usage"}
-        return {**fitted, **same, "choices": [{**choice, "delta": delta}]}
+    def _sent(self, added: Sequence[Any]) -> dict[str, Any]:
+        """The client's request as the model gets to see it, and what the governor `added` to it."""
+        return {**self._body, "messages": [*self._pruning.messages, *added]}
 
     # Delivering
 
     def _deliver(self) -> Deliver:
-        if not self.streams:
-            return Deliver(body=self._composed([self._kept_choice(part) for part in self._generations]))
-        last = self._generations[-1]
-        keep = Keep.of(last.turn, last.withheld)
-        kept = (keep.chunk(held.chunk, held.first_token) for held in last.hold.take())
-        chunks = [*self._ready, *(chunk for chunk in kept if chunk is not None), *self._trailer]
-        self._ready, self._trailer = [], ()
-        return Deliver(self._explained(self._seen(chunks)))
+        if self.streams:
+            return self._chunks(self._delivery.last_chunks())
+        return self._whole(self._delivery.body())
 
     def _deliver_probe(self, generation: Generation, probe: ProbeAnswer) -> Deliver:
-        source: Json = first_choice(generation.probe_response or {}) or {}
-        if not self.streams:
-            answer = {
-                "message": {"content": probe.text},
-                "logprobs": source.get("logprobs"),
-                "finish_reason": "stop",
-                "stop_reason": None,
-            }
-            return Deliver(
-                body=self._composed([*(self._kept_choice(part) for part in self._generations), answer])
-            )
-        held = generation.hold.take()
-        keep = Keep.of(generation.turn, generation.withheld)
-        before = joined([part.turn.content for part in self._generations], skip_blank=True)
-        chunks: list[Json | None] = [*self._ready]
-        for item in held:
-            if first_choice(item.chunk) is None:
-                chunks.append(item.chunk)
-            elif _before_end(item.chunk):
-                chunks.append(keep.chunk(item.chunk, item.first_token))
-            else:
-                chunks += _answer_chunks(item.chunk, gap(before) + probe.text, source.get("logprobs"))
-        self._ready = []
-        kept = [chunk for chunk in chunks if chunk is not None]
-        return Deliver(self._explained(self._seen([*kept, *self._trailer])))
+        if self.streams:
+            return self._chunks(self._delivery.answer_chunks(generation, probe))
+        return self._whole(self._delivery.answer_body(generation, probe))
 
-    def _kept_choice(self, generation: Generation) -> Json:
-        choice = first_choice(generation.response or {}) or {}
-        return Keep.of(generation.turn, generation.withheld).choice(choice)
+    def _whole(self, body: Json) -> Deliver:
+        explained = self._explain is not Explain.NO
+        return Deliver(body={**body, "governor": self.explanation()} if explained else body)
 
-    def _composed(self, choices: Sequence[Json]) -> Json:
-        first = self._generations[0]
-        response = first.response or {}
-        if len(choices) > 1 or first.withheld:
-            response = composed(response, choices)
-        body = self._view.response(response)
-        return body if self._explain is Explain.NO else {**body, "governor": self.explanation()}
-
-    def _seen(self, chunks: Sequence[Json]) -> tuple[Json, ...]:
-        return tuple(seen for chunk in chunks if (seen := self._view.chunk(chunk)) is not None)
-
-    def _explained(self, chunks: Sequence[Json]) -> tuple[Json, ...]:
+    def _chunks(self, chunks: tuple[Json, ...]) -> Deliver:
         if self._explain is Explain.NO or not chunks:
-            return tuple(chunks)
-        return (*chunks[:-1], {**chunks[-1], "governor": self.explanation()})
+            return Deliver(chunks)
+        return Deliver((*chunks[:-1], {**chunks[-1], "governor": self.explanation()}))
 
     def explanation(self) -> dict[str, Any]:
         """What the client reads in the body if it asks: JSON-ready, entropies in nats. `generation` counts
@@ -518,19 +479,25 @@ class Exchange:
         measures = self._generations[0].measures
         explanation: dict[str, Any] = {
             "mode": self._governance.mode.value,
+            "arm": self.arm.value,
             "conversation": self.conversation,
             "decisions": [
                 {**decision.as_dict(), "generation": number}
                 for number, generation in enumerate(self._generations)
                 for decision in generation.decisions
             ],
-            "usage": self._costs.tokens,
+            "usage": self._ledger.costs.tokens,
             "entropy": {
                 "segment": measures.segment_entropy,
                 "decision": measures.decision_entropy,
                 "arguments": list(measures.arguments),
             },
-            "results": [_result(record) for record in self.updated_records()],
+            "results": [_result(record) for record in self.completed_records()],
+            "pruning": {
+                "stubs": {id: reason.value for id, reason in self._pruning.stubs.items()},
+                "saved_tokens": self._pruning.saved_tokens,
+                "recomputed_tokens": self._pruning.recomputed_tokens,
+            },
         }
         if self._explain is Explain.TOKENS:
             explanation["tokens"] = [
@@ -545,33 +512,6 @@ def _let_pass(decision: Decision) -> Decision:
     return replace(decision, action=Action.PASS, reason=Reason.REPLACEMENT_FAILED)
 
 
-def _before_end(chunk: Json) -> bool:
-    choice = first_choice(chunk)
-    return choice is not None and choice.get("finish_reason") is None
-
-
-def _has_call_or_end(chunk: Json) -> bool:
-    choice = first_choice(chunk)
-    return choice is None or bool(
-        choice.get("finish_reason") or (choice.get("delta") or {}).get("tool_calls")
-    )
-
-
-def _answer_chunks(end: Json, text: str, logprobs: Json | None) -> tuple[Json, Json]:
-    """The probe's text as a stream would have brought it: a chunk with the text, and the end, made from the
-    end of the generation that it replaces."""
-    choice: Json = first_choice(end) or {}
-    spoken = {
-        **{key: value for key, value in choice.items() if key != "stop_reason"},
-        "delta": {"content": text},
-        "logprobs": logprobs,
-        "finish_reason": None,
-    }
-    ended = {**choice, "delta": {}, "logprobs": None, "finish_reason": "stop"}
-    rest = {key: value for key, value in end.items() if key != "system_fingerprint"}
-    return {**rest, "choices": [spoken]}, {**end, "choices": [ended]}
-
-
 def _result(record: CallRecord) -> dict[str, Any]:
     return {
         "call_id": record.call_id,
@@ -581,6 +521,8 @@ def _result(record: CallRecord) -> dict[str, Any]:
         "entropy_reduction": record.entropy_reduction,
         "gain": record.gain,
         "answer_changed": record.answer_changed,
+        "label": record.label,
+        "stub": record.stub,
     }
 
 

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from enum import Enum
+from functools import cached_property
 from typing import Any
 
-from governor.calls import CallSignature, ToolCall, ToolEffect, tool_names
-from governor.conversation import executed_calls, pending_calls, step, withheld_signatures
+from governor.calls import CallSignature, ToolCall, ToolEffect, schemas_of, tool_names
+from governor.conversation import ExecutedCall, executed_calls, pending_calls, step, withheld_signatures
 from governor.decision import InputValue, Reason
 from governor.governance import Governance
 from governor.policies import NEED_PROBE, Evidence, Judgement, NeedProbe, Verdict
+from governor.policies.policy import exemption
 from governor.probe import ProbeAnswer
+from governor.records import CallRecord
+from governor.rules import find
 from governor.spans import call_tokens, decision_token, mean_entropy, segment
 from governor.turn import Turn
 
@@ -29,13 +34,22 @@ ProbeState = ProbeAnswer | NoProbe
 
 @dataclass(frozen=True, slots=True)
 class Proposal:
-    """What is to become of one call, before it is known what a withheld call turns into."""
+    """What is to become of one call, before it is known what a withheld call turns into.
 
-    call: ToolCall
+    `rule` is the reason of the rule that speaks against the call, "" if none does, whether or not the policy
+    follows it.
+    """
+
+    evidence: Evidence
     withhold: bool
     reason: Reason
     tier: int | None = None
     inputs: Mapping[str, InputValue] = field(default_factory=dict)
+    rule: str = ""
+
+    @property
+    def call(self) -> ToolCall:
+        return self.evidence.call
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,16 +82,31 @@ class Judge:
 
     What the policy is never asked about: calls of tools that are not read-only, and calls that the model
     repeats after a notice. An exception in the policy lets the call pass and is kept in `errors`.
+
+    `known` are the records of the conversation's earlier calls, oldest first; `missing` are the signatures of
+    those whose results a stub told the model to ask for again.
     """
 
     def __init__(
-        self, governance: Governance, tools: Sequence[Any], previous_probe: ProbeAnswer | None = None
+        self, governance: Governance, body: Mapping[str, Any], known: Sequence[CallRecord] = ()
     ) -> None:
+        tools = body.get("tools") or ()
+        self._messages: Sequence[Any] = body["messages"]
+        probes = [record.probe_before for record in known if record.probe_before]
         self._governance = governance
         self._tools = tools
-        self._previous_probe = previous_probe
+        self._model = str(body.get("model") or "")
+        self._schemas = schemas_of(tools)
+        self._previous_probe = probes[-1] if probes else None
+        self._last = known[-1] if known else None
+        self.missing: AbstractSet[CallSignature] = frozenset()
         self.catalog = governance.catalog.with_tools(tools)
         self.errors: list[Exception] = []
+
+    @cached_property
+    def executed(self) -> tuple[ExecutedCall, ...]:
+        """The calls of the client's history."""
+        return executed_calls(self._messages, self.catalog)
 
     @property
     def only_read_only(self) -> bool:
@@ -89,10 +118,11 @@ class Judge:
         return self.catalog.effect(tool) is ToolEffect.READ_ONLY
 
     def judge(
-        self, turn: Turn, measures: Measures, messages: Sequence[Any], probe: ProbeState
+        self, turn: Turn, measures: Measures, added: Sequence[Any], probe: ProbeState
     ) -> tuple[Proposal, ...] | NeedProbe:
-        """A proposal for each call, in order; NEED_PROBE while one of them waits for the probe."""
-        proposals = tuple(self._proposals(turn, measures, messages, probe))
+        """A proposal for each call, in order; NEED_PROBE while one of them waits for the probe. `added` are
+        the calls that were withheld by a notice since the client's last message, and the notices."""
+        proposals = tuple(self._proposals(turn, measures, [*self._messages, *added], probe))
         settled = tuple(proposal for proposal in proposals if isinstance(proposal, Proposal))
         return settled if len(settled) == len(proposals) else NEED_PROBE
 
@@ -102,8 +132,9 @@ class Judge:
         calls = turn.calls
         if not calls:
             return
-        history = executed_calls(messages, self.catalog)
+        history = [done for done in self.executed if done.call.signature not in self.missing]
         withheld = withheld_signatures(messages)
+        steps = step(messages)
         for place, call in enumerate(calls):
             effect = self.catalog.effect(call.name)
             siblings = pending_calls([*calls[:place], *calls[place + 1 :]], self.catalog)
@@ -112,39 +143,38 @@ class Judge:
                 effect=effect,
                 history=(*history, *siblings),
                 withheld=withheld,
-                step=step(messages),
+                step=steps,
                 segment_entropy=measures.segment_entropy,
                 decision_entropy=measures.decision_entropy,
                 decision_margin=measures.decision_margin,
                 argument_entropy=measures.arguments[place],
                 probe=probe if isinstance(probe, ProbeAnswer) else None,
                 previous_probe=self._previous_probe,
+                last=self._last,
+                model=self._model,
+                schema=self._schemas.get(call.name, ""),
             )
-            yield self._exempt(call, effect, withheld) or self._by_policy(evidence, turn, probe)
+            yield self._exempt(evidence) or self._by_policy(evidence, turn, probe)
 
-    def _exempt(
-        self, call: ToolCall, effect: ToolEffect, withheld: frozenset[CallSignature]
-    ) -> Proposal | None:
-        if effect is ToolEffect.EFFECTFUL:
-            return Proposal(call, False, Reason.EFFECTFUL_TOOL)
-        if effect is ToolEffect.UNKNOWN:
-            return Proposal(call, False, Reason.UNKNOWN_TOOL)
-        if call.signature in withheld:
-            return Proposal(call, False, Reason.ASKED_AGAIN)
-        return None
+    def _exempt(self, evidence: Evidence) -> Proposal | None:
+        exempt = exemption(evidence)
+        return Proposal(evidence, False, exempt.reason) if exempt else None
 
     def _by_policy(self, evidence: Evidence, turn: Turn, probe: ProbeState) -> Proposal | NeedProbe:
+        rule = ""
         try:
+            if found := find(evidence.call, evidence.history, self._governance.rules):
+                rule = found.reason.value
             judgement: Judgement = self._governance.policy.judge(evidence)
         except Exception as error:
             self.errors.append(error)
-            return Proposal(evidence.call, False, Reason.POLICY_ERROR)
+            return Proposal(evidence, False, Reason.POLICY_ERROR, rule=rule)
         if isinstance(judgement, Verdict):
             return Proposal(
-                evidence.call, judgement.withhold, judgement.reason, judgement.tier, judgement.inputs
+                evidence, judgement.withhold, judgement.reason, judgement.tier, judgement.inputs, rule
             )
         if not turn.measured:
-            return Proposal(evidence.call, False, Reason.NO_LOGPROBS)
+            return Proposal(evidence, False, Reason.NO_LOGPROBS, rule=rule)
         if probe is not NoProbe.NOT_ASKED:
-            return Proposal(evidence.call, False, Reason.PROBE_FAILED)
+            return Proposal(evidence, False, Reason.PROBE_FAILED, rule=rule)
         return NEED_PROBE

@@ -7,7 +7,9 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from hashlib import sha256
 from typing import Any
 
+from governor.labels import Label, label
 from governor.probe import ProbeAnswer
+from governor.signals import Signals
 from governor.spans import entropy_reduction
 
 
@@ -17,8 +19,12 @@ class CallRecord:
 
     Entropies in nats; `signature` is `str(ToolCall.signature)`; `decision` is `Decision.as_dict()`;
     `created` is in seconds of the caller's clock; `usage` holds token counts of what the governor itself
-    generated. `entropy_after` and `probe_after` are filled in by the next turn, once the call's result is
-    in the context.
+    generated. `signals` are those of `governor.signals`, with the probe's where there was one, and `rule` the
+    reason of the rule that speaks against the call, "" if none does. `schema` is the fingerprint of the
+    tool's description. `explored`: it would have been withheld, and was let through to learn from.
+
+    `outcome`, `entropy_after` and `probe_after` are filled in by the next turn, once the call's result is in
+    the context; `stub` says why a stub stands in its place, "" where none does.
     """
 
     call_id: str
@@ -33,6 +39,15 @@ class CallRecord:
     probe_before: ProbeAnswer | None = None
     probe_after: ProbeAnswer | None = None
     usage: Mapping[str, int] = field(default_factory=dict)
+    model: str = ""
+    schema: str = ""
+    effect: str = ""
+    arm: str = "observed"
+    explored: bool = False
+    signals: Signals = field(default_factory=dict)
+    rule: str = ""
+    outcome: str = ""
+    stub: str = ""
 
     @property
     def entropy_reduction(self) -> float | None:
@@ -46,6 +61,11 @@ class CallRecord:
         if self.probe_before is None or self.probe_after is None:
             return None
         return self.probe_before.mean_entropy - self.probe_after.mean_entropy
+
+    @property
+    def label(self) -> Label | None:
+        """What the call was worth; None if the forced answers around it are not both known."""
+        return label(self.probe_before, self.probe_after)
 
     @property
     def answer_changed(self) -> bool | None:

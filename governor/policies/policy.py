@@ -11,6 +11,7 @@ from governor.calls import CallSignature, ToolCall, ToolEffect
 from governor.conversation import ExecutedCall
 from governor.decision import InputValue, Reason
 from governor.probe import ProbeAnswer
+from governor.records import CallRecord
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,7 +20,9 @@ class Evidence:
 
     `history` is `executed_calls(messages)` followed by `pending_calls` of the OTHER calls of the same
     message: a sibling with an effect makes an earlier result stale. `withheld` are the signatures that a
-    notice already answered in `messages`.
+    notice already answered in `messages`. `last` is the record of the conversation's last executed call,
+    where it was found; `model` and `schema` say for which model and which description of the tool
+    (`governor.calls.schemas_of`) all of this was measured.
     """
 
     call: ToolCall
@@ -33,6 +36,9 @@ class Evidence:
     argument_entropy: float | None = None
     probe: ProbeAnswer | None = None
     previous_probe: ProbeAnswer | None = None
+    last: CallRecord | None = None
+    model: str = ""
+    schema: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,13 +8,17 @@ import time
 import uuid
 from collections.abc import Mapping
 from contextlib import suppress
+from dataclasses import replace
 from typing import Any
 
 import orjson
 from fastapi import FastAPI, Response
 from prometheus_client import CollectorRegistry
 
+from governor.decision import Mode
 from governor.governance import Governance
+from governor_server.feedback import EFFECT, FEEDBACK, FeedbackStore, feedback_routes
+from governor_server.gatekeeper import CALIBRATED, Gatekeeper
 from governor_server.metrics import Metrics, process_registry
 from governor_server.proxy import Proxy, Receive, Scope, Send
 from governor_server.settings import Settings
@@ -22,7 +26,9 @@ from governor_server.store import RecordStore
 from governor_server.upstream import Upstream, UpstreamError
 
 CHAT = "/v1/chat/completions"
-OWN = frozenset({"/healthz", "/readyz", "/metrics", "/governor/decisions"})
+OWN = frozenset(
+    {"/healthz", "/readyz", "/metrics", "/governor/gates", "/governor/decisions", FEEDBACK, EFFECT}
+)
 READY_TIMEOUT_S = 2.0
 
 log = logging.getLogger(__name__)
@@ -75,6 +81,12 @@ class GovernorApp:
             keep_text=settings.store.keep_text,
             on_error=metrics.store_errors_total.inc,
         )
+        self.feedback = FeedbackStore(
+            settings.store.path,
+            max_items=settings.store.max_records,
+            ttl_s=settings.store.ttl_s,
+            on_error=metrics.store_errors_total.inc,
+        )
         metrics.watch_conversations(lambda: self.store.conversations)
         self._call_start_id = call_start_id
         self._call_start_unknown = call_start_id is None
@@ -89,6 +101,17 @@ class GovernorApp:
             probe_timeout_s=settings.probe.timeout_s,
             probe_when_observing=settings.observe.probe,
         )
+        self.gatekeeper: Gatekeeper | None = None
+        if settings.governance.policy == CALIBRATED:
+            self.gatekeeper = Gatekeeper(
+                settings.calibration,
+                settings.governance.rules(),
+                records=lambda: self.store.recent(settings.store.max_records),
+                changed=self._govern,
+                clock=time.time,
+            )
+            self.gatekeeper.load()
+        self._govern()
         self._own = own_routes(self)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -118,14 +141,31 @@ class GovernorApp:
     def _governance(self) -> Governance:
         return self.settings.build_governance(self._call_start_id, self._vocab_size)
 
+    def _govern(self) -> None:
+        """Put in force what is configured, and the gates as they stand."""
+        base = self._governance()
+        if self.gatekeeper is None:
+            self.proxy.governance = base
+        else:
+            self.proxy.governance = replace(base, mode=Mode.OBSERVE)
+            self.proxy.by_model = self.gatekeeper.governances(base)
+            for model, standing in self.gatekeeper.standings.items():
+                certificate = standing.gate.certificate if standing.gate and standing.enforces else None
+                self.metrics.gate_enforces.labels(model).set(certificate is not None)
+                self.metrics.gate_harm_bound.labels(model).set(certificate.bound if certificate else 1.0)
+
     async def _lifespan(self, receive: Receive, send: Send) -> None:
         await receive()
         async with self.upstream:
             await self.ready()
+            renewing = asyncio.create_task(self.gatekeeper.run()) if self.gatekeeper else None
             await send({"type": "lifespan.startup.complete"})
             await receive()
+            if renewing is not None:
+                renewing.cancel()
             await self.proxy.close()
         self.store.close()
+        self.feedback.close()
         await send({"type": "lifespan.shutdown.complete"})
 
     async def _learn_call_start(self) -> None:
@@ -139,7 +179,7 @@ class GovernorApp:
         self._call_start_unknown = False
         with suppress(orjson.JSONDecodeError, KeyError, TypeError, ValueError):
             (self._call_start_id,) = orjson.loads(answer)["tokens"]
-            self.proxy.governance = self._governance()
+            self._govern()
 
 
 def own_routes(app: GovernorApp) -> FastAPI:
@@ -161,9 +201,20 @@ def own_routes(app: GovernorApp) -> FastAPI:
         body, content_type = app.metrics.render()
         return Response(body, media_type=None, headers={"content-type": content_type})
 
+    @routes.get("/governor/gates")
+    async def gates() -> Mapping[str, Any]:
+        return app.gatekeeper.report() if app.gatekeeper else {}
+
     @routes.get("/governor/decisions")
     async def decisions(conversation: str = "", limit: int = 100) -> Mapping[str, Any]:
         found = app.store.of_conversation(conversation) if conversation else app.store.recent(limit)
-        return {"decisions": [record.as_dict(keep_text=app.settings.store.keep_text) for record in found]}
+        keep_text = app.settings.store.keep_text
+        return {
+            "decisions": [
+                {**record.as_dict(keep_text=keep_text), "score": app.feedback.score(record.conversation)}
+                for record in found
+            ]
+        }
 
+    routes.include_router(feedback_routes(app.feedback, app.store))
     return routes

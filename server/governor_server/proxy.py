@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, MutableMapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping, MutableMapping
 from contextlib import AbstractAsyncContextManager, suppress
 from dataclasses import dataclass, field
 from time import perf_counter
@@ -64,7 +64,8 @@ class ClientGone(Exception):
 
 @dataclass(slots=True)
 class Proxy:
-    """What all requests share. `governance` may be replaced while the proxy runs.
+    """What all requests share. `governance` may be replaced while the proxy runs; `by_model` holds those of
+    models that are governed otherwise.
 
     `clock` gives seconds since the epoch; `new_id` gives a name for a conversation that has none yet.
     """
@@ -77,6 +78,7 @@ class Proxy:
     new_id: Callable[[], str]
     probe_timeout_s: float = 10.0
     probe_when_observing: bool = True
+    by_model: Mapping[str, Governance] = field(default_factory=dict)
     reviews: set[asyncio.Task[None]] = field(default_factory=set)
 
     async def chat(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -148,7 +150,7 @@ class Proxy:
         explain = header(scope, b"x-governor-explain").lower()
         return Exchange(
             body,
-            self.governance,
+            self.by_model.get(str(body.get("model")), self.governance),
             records={id: record for id in ids if (record := self.records.get(id)) is not None},
             conversation=conversation or self.new_id(),
             now=self.clock(),
@@ -238,7 +240,6 @@ class GovernedChat:
         self._scope = scope
         self._raw = raw
         self._exchange = exchange
-        self._request = orjson.dumps(exchange.request)
         self._reply = reply
         self._start = start
         self._waited_s = 0.0
@@ -248,7 +249,7 @@ class GovernedChat:
 
     async def run(self) -> None:
         """Ask upstream, and give the client what the exchange says."""
-        async with self._ask(self._request, _REWRITTEN) as response:
+        async with self._ask(await self._admitted(), _REWRITTEN) as response:
             if not await refused(response):
                 await self._take(response)
                 return
@@ -261,6 +262,16 @@ class GovernedChat:
     def _ask(self, body: bytes, drop: frozenset[bytes]) -> AbstractAsyncContextManager[UpstreamResponse]:
         headers = requested(self._scope["headers"], drop=drop)
         return self._proxy.upstream.request("POST", target(self._scope), headers, body)
+
+    async def _admitted(self) -> bytes:
+        """The client's request as it goes upstream."""
+        with self._proxy.fail_open("admission"):
+            step: Step = self._exchange.admission()
+            while isinstance(step, Ask) and step.purpose is Purpose.PROBE:
+                step = await self._probe(step)
+            if isinstance(step, Ask):
+                return orjson.dumps(step.body)
+        return self._raw
 
     async def _take(self, response: UpstreamResponse) -> None:
         streamed = response.content_type == EVENT_STREAM
@@ -382,7 +393,7 @@ class GovernedChat:
     # What the exchange asks for
 
     async def _step(self, ask: Ask) -> Step:
-        if ask.purpose is Purpose.PROBE:
+        if ask.purpose in (Purpose.PROBE, Purpose.LABEL):
             return await self._probe(ask)
         try:
             async with self._ask(orjson.dumps(ask.body), _PROBE_DROPS) as response:
@@ -425,10 +436,10 @@ class GovernedChat:
     # What is told besides the body
 
     def _own_headers(self, *, decided: bool) -> Headers:
-        mode = self._proxy.governance.mode
+        mode = self._exchange.mode
         own: Headers = [(b"x-governor-mode", mode.value.encode())]
         if decided:
-            decision = "observe" if mode is Mode.OBSERVE else self._exchange.action.value
+            decision = self._exchange.action.value if self._exchange.acts else Mode.OBSERVE.value
             own.append((b"x-governor-decision", decision.encode()))
         conversation = self._exchange.conversation.encode("latin-1", "replace")
         return [*own, (b"x-governor-conversation", conversation)]
@@ -441,15 +452,24 @@ class GovernedChat:
         self._proxy.metrics.overhead_seconds.observe(perf_counter() - self._start - self._waited_s)
         if self._given_up:
             return
-        if self._exchange.observing and self._exchange.complete:
-            self._proxy.review(self._review())
+        if self._exchange.complete:
+            self._review_later()
         else:
             self._record()
 
-    async def _review(self) -> None:
-        """Judge what was only observed, now that the client has it."""
-        with self._proxy.fail_open("review"), suppress(UpstreamError):
+    def _review_later(self) -> None:
+        """Judge what was only observed, and label what came of earlier calls, now that the client has its
+        message. Where that asks nothing upstream it is done at once."""
+        step: Step = Deliver()
+        with self._proxy.fail_open("review"):
             step = self._exchange.review()
+        if isinstance(step, Deliver):
+            self._record()
+        else:
+            self._proxy.review(self._review(step))
+
+    async def _review(self, step: Step) -> None:
+        with self._proxy.fail_open("review"), suppress(UpstreamError):
             while isinstance(step, Ask):
                 step = await self._step(step)
         self._record()
@@ -471,14 +491,23 @@ def account(exchange: Exchange, metrics: Metrics) -> None:
         metrics.fail_open_total.labels("policy").inc()
     if exchange.missing_logprobs:
         metrics.missing_logprobs_total.inc()
-    metrics.probe_tokens_total.inc(exchange.costs.get("probe", {}).get("completion_tokens", 0))
+    for purpose, cost in exchange.costs.items():
+        for kind, tokens in cost.items():
+            metrics.added_tokens_total.labels(purpose, kind.removesuffix("_tokens")).inc(tokens)
+    pruning = exchange.pruning
+    for call_id in pruning.new:
+        metrics.pruned_results_total.labels(pruning.stubs[call_id].value).inc()
+    metrics.pruned_tokens_total.inc(pruning.saved_tokens)
+    metrics.recomputed_tokens_total.inc(pruning.recomputed_tokens)
     if exchange.decisions and exchange.entropy is not None:
         metrics.entropy.labels("before").observe(exchange.entropy)
-    for record in exchange.updated_records():
+    for record in exchange.completed_records():
         if record.entropy_after is not None:
             metrics.entropy.labels("after").observe(record.entropy_after)
         if record.entropy_reduction is not None:
             metrics.entropy_reduction.observe(record.entropy_reduction)
+        if record.label is not None:
+            metrics.labels_total.labels(record.label.value).inc()
 
 
 async def refused(response: UpstreamResponse) -> bool:

@@ -20,6 +20,7 @@ from pydantic import (
     Field,
     SecretStr,
     ValidationError,
+    ValidationInfo,
     field_validator,
     model_validator,
 )
@@ -28,11 +29,14 @@ from pydantic_settings import SettingsError as SourceError
 
 from governor.calls import ToolCatalog
 from governor.decision import Mode
+from governor.experiment import Experiment
 from governor.governance import Governance
-from governor.policies import ObservePolicy, Policy, RulesPolicy, ThresholdPolicy
+from governor.policies import Policy, PolicyError
 from governor.probe import ProbeSettings as CoreProbeSettings
+from governor.pruning import PrunePolicy, PruneSettings
 from governor.rules import Budgets, RuleSettings
 from governor.spans import Markup, SpanKind
+from governor_server import policies
 from governor_server.errors import SettingsError
 
 CONFIG_VARIABLE = "GOVERNOR_CONFIG"
@@ -45,6 +49,7 @@ UNKNOWN_VOCAB_SIZE = 262_144
 Port = Annotated[int, Field(ge=0, le=65535)]
 Seconds = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=1)]
+Share = Annotated[float, Field(ge=0, le=1)]
 
 
 class Section(BaseModel):
@@ -124,16 +129,78 @@ class GovernanceSettings(Section):
 
     mode: Literal["observe", "enforce"] = "observe"
     action: Literal["auto", "answer", "notice"] = "auto"
-    policy: Literal["observe", "rules", "threshold"] = "threshold"
+    policy: str = "threshold"
     thresholds: ThresholdSettings = ThresholdSettings()
     budgets: BudgetSettings = BudgetSettings()
     failing_attempts: Count = 2
+    parameters: Mapping[str, Any] = Field(default_factory=dict, validate_default=True)
     top_logprobs: int = Field(default=20, ge=1)
     vocab_size: int | None = Field(default=None, ge=2)
     max_notices: int = Field(default=2, ge=0)
     segment: tuple[Literal["reasoning", "content"], ...] = Field(
         default=("reasoning", "content"), min_length=1
     )
+
+    @field_validator("policy")
+    @classmethod
+    def _known(cls, name: str) -> str:
+        try:
+            policies.kind(name)
+        except PolicyError as error:
+            raise ValueError(error.detail) from None
+        return name
+
+    @field_validator("parameters")
+    @classmethod
+    def _usable(cls, parameters: Mapping[str, Any], info: ValidationInfo) -> Mapping[str, Any]:
+        """A parameter that the policy does not have is told now, and not when the first request comes."""
+        try:
+            if "policy" in info.data:
+                policies.policy(info.data["policy"], parameters)
+        except PolicyError as error:
+            raise ValueError(error.detail) from None
+        return parameters
+
+    def rules(self) -> RuleSettings:
+        """Those of tier 0."""
+        return RuleSettings(
+            Budgets(self.budgets.per_conversation, self.budgets.per_tool), self.failing_attempts
+        )
+
+    def build_policy(self) -> Policy:
+        """The policy. `parameters` win over the settings that the rules and the threshold have of old."""
+        rules = {"failing_attempts": self.failing_attempts, **self.budgets.model_dump()}
+        own: Mapping[str, Any] = {"rules": rules, "threshold": rules | self.thresholds.model_dump()}
+        return policies.policy(self.policy, {**own.get(self.policy, {}), **self.parameters})
+
+
+class ExperimentSettings(Section):
+    """What is drawn by lot, so that the effect of governing and the gate's mistakes are seen. Shares."""
+
+    holdout: Share = 0.05
+    exploration: Share = 0.05
+    labels: Share = 0.1
+    max_labels: int = Field(default=16, ge=0)
+    salt: str = ""
+
+
+class PruningSettings(Section):
+    """Which results the model need not see again."""
+
+    policy: PrunePolicy = "none"
+    min_tokens: int = Field(default=64, ge=0)
+    batch_tokens: int = Field(default=1024, ge=0)
+    keep_last: int = Field(default=5, ge=0)
+    expected_turns: float = Field(default=3.0, ge=0)
+
+
+class CalibrationSettings(Section):
+    """The calibrated gate (`governance.policy: calibrated`). `path` is where the gates are kept."""
+
+    max_harm: float = Field(default=0.02, gt=0, lt=1)
+    confidence: float = Field(default=0.95, gt=0.5, lt=1)
+    renew_s: Seconds = 30.0
+    path: str = Field(default_factory=lambda: str(_state_home() / "gates.json"))
 
 
 class ObserveSettings(Section):
@@ -190,6 +257,9 @@ class Settings(BaseSettings):
     upstream: UpstreamSettings = UpstreamSettings()
     engine: EngineSettings = EngineSettings()
     governance: GovernanceSettings = GovernanceSettings()
+    experiment: ExperimentSettings = ExperimentSettings()
+    calibration: CalibrationSettings = Field(default_factory=CalibrationSettings)
+    pruning: PruningSettings = PruningSettings()
     observe: ObserveSettings = ObserveSettings()
     probe: ProbeSettings = ProbeSettings()
     tools: ToolSettings = ToolSettings()
@@ -257,7 +327,7 @@ class Settings(BaseSettings):
             vocab_size=governance.vocab_size or vocab_size or UNKNOWN_VOCAB_SIZE,
             mode=Mode(governance.mode),
             action=governance.action,
-            policy=self._policy(),
+            policy=governance.build_policy(),
             catalog=ToolCatalog(self.tools.read_only, self.tools.effectful),
             markup=Markup(self.markup.reasoning, self.markup.call, frozenset(self.markup.ends)),
             probe=CoreProbeSettings(
@@ -270,24 +340,15 @@ class Settings(BaseSettings):
             top_logprobs=governance.top_logprobs,
             segment_kinds=frozenset(SpanKind(kind) for kind in governance.segment),
             max_notices=governance.max_notices,
+            rules=governance.rules(),
+            experiment=Experiment(**self.experiment.model_dump()),
+            pruning=PruneSettings(**self.pruning.model_dump()),
         )
 
     @property
     def call_start_token(self) -> str:
         """The text of the token that opens a tool call."""
         return self.probe.call_start_token or self.markup.call[0]
-
-    def _policy(self) -> Policy:
-        governance = self.governance
-        budgets = Budgets(governance.budgets.per_conversation, governance.budgets.per_tool)
-        rules = RuleSettings(budgets, governance.failing_attempts)
-        match governance.policy:
-            case "observe":
-                return ObservePolicy()
-            case "rules":
-                return RulesPolicy(rules)
-            case "threshold":
-                return ThresholdPolicy(governance.thresholds.margin, governance.thresholds.entropy, rules)
 
 
 class Layers:

@@ -16,7 +16,9 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Generic, TypeVar
 
 import orjson
 
@@ -28,24 +30,53 @@ BATCH_SIZE = 256
 SWEEP_INTERVAL_S = 60.0
 CLOSE_TIMEOUT_S = 5.0
 
-SCHEMA = (
-    "PRAGMA journal_mode = WAL",
-    "PRAGMA synchronous = NORMAL",
-    "CREATE TABLE IF NOT EXISTS records"
-    " (call_id TEXT PRIMARY KEY, created REAL NOT NULL, body BLOB NOT NULL)",
-    "CREATE INDEX IF NOT EXISTS records_by_age ON records (created)",
-)
-SELECT_ALIVE = "SELECT body FROM records WHERE created >= ? ORDER BY created DESC LIMIT ?"
-UPSERT = "INSERT OR REPLACE INTO records (call_id, created, body) VALUES (?, ?, ?)"
-DELETE_EXPIRED = "DELETE FROM records WHERE created < ?"
-DELETE_EXCESS = (
-    "DELETE FROM records WHERE call_id IN"
-    " (SELECT call_id FROM records ORDER BY created DESC LIMIT -1 OFFSET ?)"
-)
-
 Row = tuple[str, float, bytes]
+"""Key, time in seconds, body."""
+Item = TypeVar("Item")
 
 log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Table(Generic[Item]):
+    """A table of a store's file: the column of the key, and how an item becomes a row and comes back.
+
+    `decode` raises KeyError, TypeError or ValueError on a body of another version.
+    """
+
+    name: str
+    key: str
+    encode: Callable[[Item], Row]
+    decode: Callable[[bytes], Item]
+
+    @property
+    def schema(self) -> tuple[str, ...]:
+        return (
+            "PRAGMA journal_mode = WAL",
+            "PRAGMA synchronous = NORMAL",
+            f"CREATE TABLE IF NOT EXISTS {self.name}"
+            f" ({self.key} TEXT PRIMARY KEY, created REAL NOT NULL, body BLOB NOT NULL)",
+            f"CREATE INDEX IF NOT EXISTS {self.name}_by_age ON {self.name} (created)",
+        )
+
+    @property
+    def select_alive(self) -> str:
+        return f"SELECT body FROM {self.name} WHERE created >= ? ORDER BY created DESC LIMIT ?"
+
+    @property
+    def upsert(self) -> str:
+        return f"INSERT OR REPLACE INTO {self.name} ({self.key}, created, body) VALUES (?, ?, ?)"
+
+    @property
+    def delete_expired(self) -> str:
+        return f"DELETE FROM {self.name} WHERE created < ?"
+
+    @property
+    def delete_excess(self) -> str:
+        return (
+            f"DELETE FROM {self.name} WHERE {self.key} IN"
+            f" (SELECT {self.key} FROM {self.name} ORDER BY created DESC LIMIT -1 OFFSET ?)"
+        )
 
 
 class RecordStore:
@@ -73,9 +104,10 @@ class RecordStore:
         self._records: OrderedDict[str, CallRecord] = OrderedDict()
         self._conversations: dict[str, dict[str, None]] = {}
         self._next_sweep = clock() + SWEEP_INTERVAL_S
-        self._file: RecordFile | None = None
+        self._file: TableFile[CallRecord] | None = None
         if path != IN_MEMORY:
-            self._file = RecordFile(Path(path), max_records, ttl_s, keep_text, on_error)
+            table = records_table(keep_text)
+            self._file = TableFile(Path(path), table, max_records, ttl_s, on_error)
             for record in self._file.read(clock() - ttl_s):
                 self._insert(record)
             self._file.start()
@@ -166,37 +198,48 @@ class RecordStore:
             self._remove(call_id)
 
 
-class RecordFile:
-    """The SQLite file behind a store. Once `start` was called, only its own thread touches the file."""
+def records_table(keep_text: bool) -> Table[CallRecord]:
+    """The table of the calls; without text it holds numbers and digests."""
+
+    def encode(record: CallRecord) -> Row:
+        return record.call_id, record.created, orjson.dumps(record.as_dict(keep_text=keep_text))
+
+    return Table("records", "call_id", encode, lambda body: CallRecord.from_dict(orjson.loads(body)))
+
+
+class TableFile(Generic[Item]):
+    """The SQLite file behind a store, of which it uses one table; stores may share the file. Once `start` was
+    called, only its own thread touches it."""
 
     def __init__(
-        self, path: Path, max_records: int, ttl_s: float, keep_text: bool, on_error: Callable[[], None]
+        self, path: Path, table: Table[Item], max_rows: int, ttl_s: float, on_error: Callable[[], None]
     ) -> None:
         self._path = path
-        self._max_records = max_records
+        self._table = table
+        self._max_rows = max_rows
         self._ttl_s = ttl_s
-        self._keep_text = keep_text
         self._on_error = on_error
-        self._queue: queue.Queue[CallRecord | None] = queue.Queue(QUEUE_SIZE)
-        self._thread = threading.Thread(target=self._run, name="governor-records", daemon=True)
+        self._queue: queue.Queue[Item | None] = queue.Queue(QUEUE_SIZE)
+        self._thread = threading.Thread(target=self._run, name=f"governor-{table.name}", daemon=True)
         self._connection: sqlite3.Connection | None = None
         self._healthy = True
 
-    def read(self, created_after: float) -> list[CallRecord]:
-        """The records that are still alive, oldest first; empty when the file cannot be read."""
+    def read(self, created_after: float) -> list[Item]:
+        """The items that are still alive, oldest first; empty when the file cannot be read."""
         rows: list[tuple[bytes]] = []
         with self._counted():
-            rows = self._connect().execute(SELECT_ALIVE, (created_after, self._max_records)).fetchall()
+            statement = self._table.select_alive
+            rows = self._connect().execute(statement, (created_after, self._max_rows)).fetchall()
         self._disconnect()
-        return [record for (body,) in reversed(rows) if (record := self._decode(body)) is not None]
+        return [item for (body,) in reversed(rows) if (item := self._decode(body)) is not None]
 
     def start(self) -> None:
         self._thread.start()
 
-    def write(self, record: CallRecord) -> None:
-        """Queue a record; a full queue means that the disk is too slow, and drops it."""
+    def write(self, item: Item) -> None:
+        """Queue an item; a full queue means that the disk is too slow, and drops it."""
         try:
-            self._queue.put_nowait(record)
+            self._queue.put_nowait(item)
         except queue.Full:
             self._on_error()
 
@@ -212,12 +255,12 @@ class RecordFile:
         while not last:
             batch, last = self._next_batch()
             with self._counted():
-                self._save(self._connect(), [self._encode(record) for record in batch])
+                self._save(self._connect(), [self._table.encode(item) for item in batch])
         self._disconnect()
 
-    def _next_batch(self) -> tuple[list[CallRecord], bool]:
-        """What waits in the queue, one record or more; and whether the end of the queue was reached."""
-        batch: list[CallRecord] = []
+    def _next_batch(self) -> tuple[list[Item], bool]:
+        """What waits in the queue, one item or more; and whether the end of the queue was reached."""
+        batch: list[Item] = []
         item = self._queue.get()
         while item is not None:
             batch.append(item)
@@ -231,9 +274,9 @@ class RecordFile:
             return
         newest = max(created for _, created, _ in rows)
         with connection:
-            connection.executemany(UPSERT, rows)
-            connection.execute(DELETE_EXPIRED, (newest - self._ttl_s,))
-            connection.execute(DELETE_EXCESS, (self._max_records,))
+            connection.executemany(self._table.upsert, rows)
+            connection.execute(self._table.delete_expired, (newest - self._ttl_s,))
+            connection.execute(self._table.delete_excess, (self._max_rows,))
 
     def _connect(self) -> sqlite3.Connection:
         if self._connection is None:
@@ -241,7 +284,7 @@ class RecordFile:
             # Created here and not by SQLite, so that nobody else on the machine can read it.
             os.close(os.open(self._path, os.O_RDWR | os.O_CREAT, 0o600))
             connection = sqlite3.connect(self._path, timeout=CLOSE_TIMEOUT_S)
-            for statement in SCHEMA:
+            for statement in self._table.schema:
                 connection.execute(statement)
             self._connection = connection
         return self._connection
@@ -261,20 +304,16 @@ class RecordFile:
             self._on_error()
             self._disconnect()
             if self._healthy:
-                log.warning("records are kept in memory only: %s: %s", self._path, error)
+                log.warning("%s are kept in memory only: %s: %s", self._table.name, self._path, error)
             self._healthy = False
         else:
             if not self._healthy:
-                log.info("records are written to %s again", self._path)
+                log.info("%s are written to %s again", self._table.name, self._path)
             self._healthy = True
 
-    def _encode(self, record: CallRecord) -> Row:
-        body = record.as_dict(keep_text=self._keep_text)
-        return record.call_id, record.created, orjson.dumps(body)
-
-    def _decode(self, body: bytes) -> CallRecord | None:
+    def _decode(self, body: bytes) -> Item | None:
         try:
-            return CallRecord.from_dict(orjson.loads(body))
+            return self._table.decode(body)
         except (KeyError, TypeError, ValueError):
             self._on_error()
             return None

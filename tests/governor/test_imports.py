@@ -1,4 +1,5 @@
-"""Arrows point one way: server -> governor <- training, and the core stands on the standard library alone."""
+"""Arrows point one way: server, training -> calibration -> governor, and the core stands on the standard
+library alone."""
 
 from __future__ import annotations
 
@@ -49,7 +50,12 @@ def imported(path: Path) -> Iterator[str]:
 
 def test_there_is_something_to_check() -> None:
     """A moved folder must not turn the tests below into no tests."""
-    for package in ("governor", "server/governor_server", "training/governor_training"):
+    for package in (
+        "governor",
+        "calibration/governor_calibration",
+        "server/governor_server",
+        "training/governor_training",
+    ):
         assert modules(package)
 
 
@@ -70,6 +76,14 @@ def test_the_server_does_not_know_the_training() -> None:
 def test_the_training_does_not_know_the_server() -> None:
     """It shares the core with it, nothing else."""
     assert not [path for path in modules("training") if "governor_server" in imported(path)]
+
+
+def test_the_calibration_knows_the_core_and_nothing_above_it() -> None:
+    """Server and training may use it; it uses neither."""
+    names = {name for path in modules("calibration") for name in imported(path)}
+    ours = {name for name in names if name.startswith("governor")}
+    assert ours == {"governor", "governor_calibration"}
+    assert names - ours <= sys.stdlib_module_names | {"numpy", "sklearn"}
 
 
 @pytest.mark.parametrize("path", modules("governor"), ids=lambda path: path.stem)

@@ -248,6 +248,8 @@ async def proxied(
     configured: dict[str, Any] = {
         "store": {"path": ":memory:"},
         "tools": {"read_only": ["lookup", "find*"], "effectful": ["book"]},
+        # No lots, unless a test is about them.
+        "experiment": {"holdout": 0, "exploration": 0, "labels": 0},
         **sections,
     }
     configured["governance"] = {"mode": mode, "policy": "threshold", **sections.get("governance", {})}

@@ -118,9 +118,10 @@ def test_the_example_explains_every_key_and_has_the_defaults() -> None:
     """A key that is added without a line in the example fails here; so does a default that changed."""
     defaults = Settings().model_dump(mode="json")
     example = yaml.safe_load(EXAMPLE.read_text())
-    path = defaults["store"].pop("path")
+    records, gates = defaults["store"].pop("path"), defaults["calibration"].pop("path")
     assert example == defaults
-    assert path.endswith("tool-governor/records.db")
+    assert records.endswith("tool-governor/records.db")
+    assert gates.endswith("tool-governor/gates.json")
 
 
 def test_the_printed_settings_can_be_read_again(tmp_path: Path) -> None:

@@ -1,0 +1,55 @@
+"""One generation of upstream on the way to the client's message."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+from governor.decision import Decision
+from governor.hold import Held, Hold
+from governor.judge import Measures, NoProbe, ProbeState, Proposal
+from governor.probe import ProbeAnswer
+from governor.request import Json
+from governor.turn import Turn
+
+
+class Purpose(StrEnum):
+    """What a request to upstream is for. A probe never streams, nor does one for a label alone; the
+    others do as the client does. REQUEST is the client's own."""
+
+    REQUEST = "request"
+    PROBE = "probe"
+    LABEL = "label"
+    ANSWER = "answer"
+    CONTINUATION = "continuation"
+
+
+@dataclass(slots=True)
+class Generation:
+    """`added` are the messages that the governor put between the client's and this generation."""
+
+    purpose: Purpose
+    added: Sequence[Any]
+    turn: Turn
+    hold: Hold
+    response: Json | None = None
+    measures: Measures = Measures()
+    probe: ProbeState = NoProbe.NOT_ASKED
+    probe_response: Json | None = None
+    proposals: Sequence[Proposal] = ()
+    decisions: tuple[Decision, ...] = ()
+    held: Sequence[Held] = ()
+    """What waited when its calls were withheld."""
+    shown: bool = False
+    """Whether the client has some of it."""
+
+    @property
+    def withheld(self) -> frozenset[int]:
+        return frozenset(decision.call.index for decision in self.decisions if decision.withheld)
+
+    @property
+    def forced(self) -> ProbeAnswer | None:
+        """The forced answer at this generation's place, if there is one."""
+        return self.probe if isinstance(self.probe, ProbeAnswer) else None

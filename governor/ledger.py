@@ -1,0 +1,125 @@
+"""What one exchange writes down: the records of its calls, and what it adds to those of earlier ones."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+from governor.conversation import step
+from governor.decision import Decision, Reason
+from governor.experiment import Arm
+from governor.generation import Generation, Purpose
+from governor.judge import Judge, Proposal
+from governor.probe import ProbeAnswer
+from governor.pruning import Pruning
+from governor.records import CallRecord
+from governor.request import Json, fresh_result_ids
+from governor.signals import signals
+
+
+@dataclass(slots=True)
+class Costs:
+    """Tokens of the requests that the governor added, by `Purpose`."""
+
+    tokens: dict[str, dict[str, int]] = field(default_factory=dict)
+
+    def add(self, purpose: Purpose, usage: Json) -> None:
+        costs = self.tokens.setdefault(purpose.value, {"prompt_tokens": 0, "completion_tokens": 0})
+        for key in costs:
+            costs[key] += usage.get(key) or 0
+
+
+class Ledger:
+    """`known` are the records of the calls in the history of `body` that were found, oldest first;
+    `generations` is what the exchange adds to; `now` is in seconds."""
+
+    def __init__(
+        self,
+        body: Json,
+        known: Sequence[CallRecord],
+        judge: Judge,
+        generations: Sequence[Generation],
+        *,
+        conversation: str,
+        arm: Arm,
+        now: float,
+    ) -> None:
+        self._body, self.known, self._judge, self._generations = body, known, judge, generations
+        self._conversation, self._arm, self._now = conversation, arm, now
+        self._fresh = fresh_result_ids(body)
+        self.step = step(body["messages"])
+        self.costs = Costs()
+
+    def new(self) -> tuple[CallRecord, ...]:
+        """A record for each call decided on."""
+        return tuple(
+            self._record(generation, proposal, decision)
+            for generation in self._generations
+            for proposal, decision in zip(generation.proposals, generation.decisions, strict=False)
+        )
+
+    def _record(self, generation: Generation, proposal: Proposal, decision: Decision) -> CallRecord:
+        return CallRecord(
+            call_id=decision.call.id,
+            conversation=self._conversation,
+            tool=decision.call.name,
+            signature=str(decision.call.signature),
+            step=self.step,
+            decision=decision.as_dict(),
+            created=self._now,
+            entropy_before=generation.measures.segment_entropy,
+            probe_before=generation.forced,
+            usage=dict(self.costs.tokens.get(Purpose.PROBE.value, {})),
+            model=proposal.evidence.model,
+            schema=proposal.evidence.schema,
+            effect=proposal.evidence.effect.value,
+            arm=self._arm.value,
+            explored=decision.reason is Reason.EXPLORATION,
+            signals=signals(replace(proposal.evidence, probe=generation.forced), proposal.rule),
+            rule=proposal.rule,
+        )
+
+    def completed(self, pruning: Pruning) -> tuple[CallRecord, ...]:
+        """The known records of the calls whose results came with this request, with what they led to."""
+        outcomes: Mapping[str, str] = {}
+        if self.known:
+            outcomes = {done.call.id: done.outcome.value for done in self._judge.executed}
+        after, probe = self._generations[0].measures.segment_entropy, self.answer_after()
+        return tuple(
+            replace(
+                record,
+                outcome=record.outcome or outcomes.get(record.call_id, ""),
+                entropy_after=after if record.entropy_after is None else record.entropy_after,
+                probe_after=probe if record.probe_after is None else record.probe_after,
+                stub=str(pruning.stubs.get(record.call_id, "")),
+            )
+            for record in self.known
+            if record.call_id in self._fresh
+        )
+
+    def stubbed(self, pruning: Pruning) -> tuple[CallRecord, ...]:
+        """The records of earlier results that a stub stands for from now on."""
+        return tuple(
+            replace(record, stub=str(pruning.stubs[record.call_id]))
+            for record in self.known
+            if record.call_id in pruning.new - self._fresh
+        )
+
+    def unlabelled(self) -> Sequence[CallRecord]:
+        """The records of the calls whose results came with this request and lack nothing for a label but
+        the second answer."""
+        return [
+            record
+            for record in self.known
+            if record.call_id in self._fresh and record.probe_before and record.probe_after is None
+        ]
+
+    def answer_after(self) -> ProbeAnswer | None:
+        """The forced answer with the results in the context. A turn that answers by itself, greedily and
+        without reasoning, is one too, at the same position and for nothing."""
+        first = self._generations[0]
+        if first.forced:
+            return first.forced
+        if first.turn.calls or first.turn.reasoning or not first.turn.measured:
+            return None
+        return first.turn.as_answer() if self._body.get("temperature") == 0 else None

@@ -1,0 +1,66 @@
+"""Where a deployment stands with its gate for one model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from governor.errors import GovernorError
+from governor.gate import Gate
+
+
+class StandingMalformed(GovernorError, ValueError):
+    """The data are no standing of this version."""
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """What is kept of a deployment between renewals, for one model.
+
+    `lapsed`: why the certificate of `gate` no longer holds, "" if it does. Only conversations that began at
+    `since` or later count. `attempts` at a certificate were made so far, the last one with `conversations`.
+    `rules` is the fingerprint of the rules under which all of this was measured.
+    """
+
+    gate: Gate | None = None
+    lapsed: str = ""
+    since: float = 0.0
+    attempts: int = 0
+    conversations: int = 0
+    rules: str = ""
+
+    @property
+    def enforces(self) -> bool:
+        """Whether calls may be withheld."""
+        return self.gate is not None and self.gate.certificate is not None and not self.lapsed
+
+    def as_dict(self) -> dict[str, Any]:
+        """JSON-ready."""
+        return {
+            "gate": None if self.gate is None else self.gate.as_dict(),
+            "lapsed": self.lapsed,
+            "since": self.since,
+            "attempts": self.attempts,
+            "conversations": self.conversations,
+            "rules": self.rules,
+        }
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Standing:
+        """What `as_dict` gave. Raises `StandingMalformed` or `governor.gate.GateMalformed` on anything
+        else."""
+        try:
+            gate = data["gate"]
+            return cls(
+                gate=None if gate is None else Gate.from_dict(gate),
+                lapsed=str(data["lapsed"]),
+                since=float(data["since"]),
+                attempts=int(data["attempts"]),
+                conversations=int(data["conversations"]),
+                rules=str(data["rules"]),
+            )
+        except GovernorError:
+            raise
+        except (KeyError, TypeError, ValueError) as error:
+            raise StandingMalformed("malformed", repr(error)) from error

@@ -1,0 +1,161 @@
+"""Keeps the calibrated gates: fits them anew beside the traffic, remembers them, and puts them in force.
+
+While a model has no certificate, its conversations are only observed, whatever the configured mode: that is
+what a gate learns from. The fit needs scikit-learn (the extra `calibration`); without it a gate that was
+made elsewhere is still used, and none is made.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import importlib.util
+import logging
+import os
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Final
+
+import orjson
+
+from governor.decision import Mode
+from governor.errors import GovernorError
+from governor.governance import Governance
+from governor.policies.calibrated import CalibratedPolicy
+from governor.records import CallRecord
+from governor.rules import RuleSettings
+from governor.standing import Standing
+from governor_server.settings import CalibrationSettings
+
+CALIBRATED: Final = "calibrated"
+"""The name of the policy that has a gatekeeper."""
+NOTHING_YET: Final = "No gate was fitted yet: too few calls are labelled."
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class Gatekeeper:
+    """The standings of all models, by the name that requests give.
+
+    `records` gives what is to be learned from; `changed` is called on the event loop when a standing is
+    another one. Renewals run in a thread, one at a time.
+    """
+
+    settings: CalibrationSettings
+    rules: RuleSettings
+    records: Callable[[], Iterable[CallRecord]]
+    changed: Callable[[], None]
+    clock: Callable[[], float] = time.time
+    standings: dict[str, Standing] = field(default_factory=dict)
+
+    def load(self) -> None:
+        """Read what was kept; a file that cannot be read is told, and the learning begins anew."""
+        path = self.settings.path
+        try:
+            data = orjson.loads(Path(path).read_bytes())
+            self.standings = {str(model): Standing.from_dict(kept) for model, kept in data.items()}
+        except FileNotFoundError:
+            return
+        except (OSError, ValueError, AttributeError, GovernorError) as error:
+            log.warning("the gates in %s cannot be read, and are learned anew: %s", path, error)
+
+    async def run(self) -> None:
+        """Renew from time to time, until cancelled."""
+        if importlib.util.find_spec("sklearn") is None:
+            log.warning("no gate is fitted: install scikit-learn (tool-governor[calibration])")
+            return
+        while True:
+            await asyncio.sleep(self.settings.renew_s)
+            try:
+                await self.renew()
+            except Exception:
+                log.exception("the gates could not be renewed; those in force stay")
+
+    async def renew(self) -> None:
+        """One renewal, now."""
+        renewed = await asyncio.to_thread(self._renewed)
+        if renewed == self.standings:
+            return
+        for model, standing in renewed.items():
+            if standing != self.standings.get(model):
+                log.info("gate of %s: %s", model, sentence(standing))
+        self.standings = renewed
+        self.changed()
+        await asyncio.to_thread(self._save)
+
+    def governances(self, base: Governance) -> dict[str, Governance]:
+        """For each model that was seen, how its requests are governed."""
+        return {
+            model: replace(
+                base,
+                mode=base.mode if standing.enforces else Mode.OBSERVE,
+                policy=CalibratedPolicy(standing.gate, base.rules, standing.lapsed),
+            )
+            for model, standing in self.standings.items()
+        }
+
+    def report(self) -> dict[str, Any]:
+        """JSON-ready: per model whether its gate is in force, and why, in words."""
+        return {
+            model: {
+                "enforces": standing.enforces,
+                "says": sentence(standing),
+                "attempts": standing.attempts,
+                "conversations": standing.conversations,
+                "lapsed": standing.lapsed,
+                "version": standing.gate.version if standing.gate else None,
+                "threshold": standing.gate.threshold if standing.gate else None,
+                "certificate": _certificate(standing),
+            }
+            for model, standing in self.standings.items()
+        }
+
+    def _renewed(self) -> dict[str, Standing]:
+        from governor_calibration.renewal import renew
+
+        records = tuple(self.records())
+        models = {record.model for record in records if record.model} | set(self.standings)
+        return {
+            model: renew(
+                records,
+                self.standings.get(model, Standing()),
+                model=model,
+                max_harm=self.settings.max_harm,
+                confidence=self.settings.confidence,
+                now=self.clock(),
+                settings=self.rules,
+            )
+            for model in sorted(models)
+        }
+
+    def _save(self) -> None:
+        """All or nothing: a reader never sees half a file."""
+        path = Path(self.settings.path)
+        fresh = path.with_suffix(".new")
+        body = orjson.dumps({model: standing.as_dict() for model, standing in self.standings.items()})
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            fresh.write_bytes(body)
+            os.replace(fresh, path)
+        except OSError as error:
+            log.warning("the gates are kept in memory only: %s", error)
+            with contextlib.suppress(OSError):
+                fresh.unlink(missing_ok=True)
+
+
+def sentence(standing: Standing) -> str:
+    """What a standing means, for people."""
+    gate = standing.gate
+    if standing.lapsed:
+        return f"The certificate lapsed: {standing.lapsed}"
+    if gate is None:
+        return NOTHING_YET
+    return gate.certificate.explain() if gate.certificate else gate.refusal
+
+
+def _certificate(standing: Standing) -> Mapping[str, Any] | None:
+    gate = standing.gate
+    return gate.certificate.as_dict() if gate and gate.certificate else None

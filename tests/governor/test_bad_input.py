@@ -1,0 +1,162 @@
+"""Whatever a client sends, the exchange says what to send upstream and what to deliver, and withholds nothing
+that it does not understand."""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from governor.calls import ToolCatalog
+from governor.decision import Action, Reason
+from governor.exchange import Ask, Deliver, Exchange
+from governor.experiment import Experiment
+from governor.governance import Governance
+from governor.labels import Label
+from governor.policies.calibrated import CalibratedPolicy
+from governor.pruning import PruneSettings
+from governor.records import CallRecord
+from tests.governor.test_exchange import ENFORCE, NORWAY, OSLO, QUESTION
+from tests.wire.generated import Generated, chat, made, tool
+
+EVERYTHING = replace(
+    ENFORCE, experiment=Experiment(labels=1.0), pruning=PruneSettings("low_value", min_tokens=10)
+)
+"""All that can be turned on."""
+
+
+def played(
+    messages: list[Any], generation: Generated, governance: Governance = EVERYTHING, **fields: Any
+) -> Exchange:
+    """The exchange over a history, driven to its end as the proxy does it."""
+    known = {
+        message["tool_call_id"]: record(message["tool_call_id"])
+        for message in messages
+        if message.get("role") == "tool" and isinstance(message.get("tool_call_id"), str)
+    }
+    exchange = Exchange(chat(*messages, **fields), governance, records=known, conversation="talk")
+    step: Ask | Deliver = exchange.admission()
+    while isinstance(step, Ask) and step.purpose.value == "probe":
+        json.dumps(step.body)
+        step = exchange.probe_answered(OSLO.response())
+    assert isinstance(step, Ask)
+    exchange.receive_response(generation.response())
+    step = exchange.finish()
+    while isinstance(step, Ask):
+        step = exchange.probe_answered(OSLO.response())
+    assert step.body is not None
+    step = exchange.review()
+    while isinstance(step, Ask):
+        step = exchange.probe_answered(OSLO.response())
+    for kept in exchange.records():
+        json.dumps(kept.as_dict())
+    return exchange
+
+
+def record(call_id: str) -> CallRecord:
+    """A record of an earlier call, with the answer that was forced before it."""
+    exchange = Exchange(chat(QUESTION), ENFORCE, conversation="talk")
+    exchange.receive_response(Generated(calls=[(call_id, *NORWAY[1:])]).response())
+    exchange.finish()
+    exchange.probe_answered(OSLO.response())
+    return exchange.new_records()[0]
+
+
+@pytest.mark.parametrize(
+    "result",
+    [
+        "x" * 1_000_000,
+        "",
+        " \n ",
+        "\x00\x01\x02 binary \x7f",
+        "\ud800 half a character",
+        "\ufeff\u202e\u0000",
+        "[" * 50_000,
+        '{"a":' * 20_000,
+    ],
+    ids=["1 MB", "empty", "blank", "binary", "surrogate", "marks", "brackets", "nested"],
+)
+def test_any_result_is_carried(result: str) -> None:
+    """Long, empty, binary or half: it is sent on, or a stub stands for it."""
+    exchange = played([QUESTION, *made(NORWAY, results=[result])], Generated(content="Oslo"))
+    sent = exchange.request["messages"][-1]["content"]
+    assert sent == result or "c1" in exchange.pruning.stubs
+    assert exchange.records()[0].label is Label.LOW_VALUE
+
+
+def test_a_tool_that_nobody_declared_is_observed() -> None:
+    """The model invented it, or the client left it out of this request."""
+    exchange = played([QUESTION], Generated(calls=[("c7", "teleport", "{}")]))
+    (decision,) = exchange.decisions
+    assert (decision.action, decision.reason) == (Action.PASS, Reason.UNKNOWN_TOOL)
+
+
+@pytest.mark.parametrize("arguments", ["", "{", "null", "[1]", "\x00", "{}" * 5000, '{"a": NaN}'])
+def test_any_arguments_are_judged(arguments: str) -> None:
+    """As text, where they are no JSON."""
+    exchange = played([QUESTION], Generated(calls=[("c7", "lookup", arguments)]))
+    assert len(exchange.decisions) == 1
+
+
+def test_a_tool_that_changed_its_description_is_another_tool() -> None:
+    """What was certified held for the old one; the record tells the two apart."""
+    one = played([QUESTION], Generated(calls=[NORWAY]))
+    changed = {**tool("lookup"), "function": {**tool("lookup")["function"], "description": "Now live data."}}
+    exchange = Exchange({**chat(QUESTION), "tools": [changed]}, EVERYTHING, conversation="talk")
+    exchange.receive_response(Generated(calls=[NORWAY]).response())
+    exchange.finish()
+    exchange.probe_answered(OSLO.response())
+    assert exchange.new_records()[0].schema != one.new_records()[0].schema
+
+
+def test_without_a_gate_for_it_a_call_passes_unasked() -> None:
+    """No certificate, no probe on the way of the client's message."""
+    governance = replace(ENFORCE, policy=CalibratedPolicy())
+    exchange = Exchange(chat(QUESTION), governance, conversation="talk")
+    exchange.receive_response(Generated(calls=[NORWAY]).response())
+    assert isinstance(exchange.finish(), Deliver)
+    assert exchange.decisions[0].reason is Reason.UNCERTIFIED
+
+
+@pytest.mark.parametrize(
+    "tools",
+    [[], [1], ["lookup"], [{}], [{"type": "function"}], [{"function": {"name": 7}}], [None, tool("lookup")]],
+)
+def test_any_list_of_tools_is_read(tools: list[Any]) -> None:
+    """What has no name cannot be governed, and breaks nothing."""
+    exchange = Exchange({**chat(QUESTION), "tools": tools}, EVERYTHING, conversation="talk")
+    exchange.receive_response(Generated(calls=[NORWAY]).response())
+    step = exchange.finish()
+    while isinstance(step, Ask):
+        step = exchange.probe_failed("timeout")
+    assert step.body is not None
+
+
+@pytest.mark.parametrize("names", [1, 40], ids=["the same call", "forty calls"])
+def test_thousands_of_calls_take_no_more_than_their_share(names: int) -> None:
+    """An agent that ran all night: judging one more call grows with what came before, not with its square.
+    Four times the calls may take eight times as long, where the square would take sixteen; the best of
+    several, for the machine has other work."""
+    short, long = (min(seconds(calls, names) for _ in range(3)) for calls in (1000, 4000))
+    assert long < 8 * short
+
+
+def seconds(count: int, names: int) -> float:
+    """Of processor time, for a request with so many calls in its history, of so many different ones."""
+    calls = [(f"c{place}", "lookup", json.dumps({"country": f"X{place % names}"})) for place in range(count)]
+    history = [message for call in calls for message in made(call, results=["It is so. " * 10])]
+    governance = replace(EVERYTHING, catalog=ToolCatalog(read_only=("lookup",)))
+    known = {f"c{place}": record(f"c{place}") for place in range(0, count, 200)}
+    began = time.process_time()
+    exchange = Exchange(chat(QUESTION, *history), governance, records=known, conversation="talk")
+    exchange.admission()
+    exchange.receive_response(Generated(calls=[("new", *NORWAY[1:])]).response())
+    step = exchange.finish()
+    while isinstance(step, Ask):
+        step = exchange.probe_failed("timeout")
+    exchange.records()
+    assert len(exchange.decisions) == 1
+    return time.process_time() - began

@@ -1,0 +1,168 @@
+"""The gates are learned beside the traffic, survive a restart, and act only while they are certified."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import orjson
+import pytest
+
+from governor.calls import schemas_of
+from governor.decision import Mode
+from governor.governance import Governance
+from governor.probe import ProbeAnswer
+from governor.records import CallRecord
+from governor.rules import RuleSettings
+from governor_server.gatekeeper import Gatekeeper, sentence
+from governor_server.settings import CalibrationSettings
+from tests.server.scripted_upstream import Answer, proxied, scripted
+from tests.wire.generated import Generated, chat, tool
+
+pytest.importorskip("sklearn")
+
+LOOKUP = ("c1", "lookup", '{"country": "Norway"}')
+SCHEMA = schemas_of([tool("lookup")])["lookup"]
+
+
+def record(number: int, rng: random.Random, *, informative: bool = True) -> CallRecord:
+    """The only call of an observed conversation. Sure answers stay as they are, unsure ones change; where
+    nothing is informative, one in three changes, whatever the signals say."""
+    known = rng.random() < 0.6
+    sure = known if informative else rng.random() < 0.5
+    changed = not known if informative else rng.random() < 0.33
+    entropy = rng.uniform(0.0, 0.05) if sure else rng.uniform(0.8, 2.0)
+    before = _answer(f"It is {number}.", entropy)
+    after = _answer(f"It is {number + changed}.", 0.01)
+    return CallRecord(
+        call_id=f"call-{number}",
+        conversation=f"talk-{number}",
+        tool="lookup",
+        signature=f"lookup({number})",
+        step=0,
+        decision={"index": 0, "action": "pass", "proposed": "pass", "reason": "uncertified"},
+        created=float(number),
+        probe_before=before,
+        probe_after=after,
+        model="atlas",
+        schema=SCHEMA,
+        effect="read_only",
+        outcome="ok",
+        signals={
+            "step": 0.0,
+            "calls_of_tool": 0.0,
+            "probe_logprob": before.logprob,
+            "probe_mean_entropy": entropy,
+            "probe_max_entropy": before.max_entropy,
+            "probe_least_margin": before.least_margin,
+            "probe_finished": 1.0,
+        },
+    )
+
+
+def _answer(text: str, entropy: float) -> ProbeAnswer:
+    return ProbeAnswer(text, True, entropy, 3 * entropy, max(0.0, 0.99 - entropy / 2), -5 * entropy, 5, 100)
+
+
+def many(count: int, *, informative: bool = True) -> Sequence[CallRecord]:
+    rng = random.Random(7)
+    return [record(number, rng, informative=informative) for number in range(count)]
+
+
+def keeper(path: Path, records: Iterable[CallRecord], **more: Any) -> Gatekeeper:
+    settings = CalibrationSettings(path=str(path), **more)
+    return Gatekeeper(settings, RuleSettings(), lambda: records, lambda: None, clock=lambda: 1e6)
+
+
+async def test_enough_labels_make_a_gate(tmp_path: Path) -> None:
+    """And it governs the model that it was learned from, and no other."""
+    learned = keeper(tmp_path / "gates.json", many(1800))
+    await learned.renew()
+    standing = learned.standings["atlas"]
+    assert standing.enforces, sentence(standing)
+    governed = learned.governances(Governance(vocab_size=4096, mode=Mode.ENFORCE))
+    assert {model: governance.mode for model, governance in governed.items()} == {"atlas": Mode.ENFORCE}
+    assert learned.report()["atlas"]["certificate"]["bound"] <= 0.02
+
+
+async def test_signals_that_say_nothing_make_no_gate(tmp_path: Path) -> None:
+    """The model is observed, and the report says why in words."""
+    learned = keeper(tmp_path / "gates.json", many(1800, informative=False))
+    await learned.renew()
+    assert not learned.standings["atlas"].enforces
+    governed = learned.governances(Governance(vocab_size=4096, mode=Mode.ENFORCE))
+    assert governed["atlas"].mode is Mode.OBSERVE
+    assert len(learned.report()["atlas"]["says"].split()) > 5
+
+
+async def test_too_few_labels_make_no_gate(tmp_path: Path) -> None:
+    """Nothing is tried, so that nothing of the budget for errors is spent."""
+    learned = keeper(tmp_path / "gates.json", many(40))
+    await learned.renew()
+    assert learned.standings["atlas"].attempts == 0
+
+
+async def test_a_gate_survives_a_restart(tmp_path: Path) -> None:
+    """Or each deployment would begin with days of observing."""
+    path = tmp_path / "deep" / "gates.json"
+    first = keeper(path, many(1800))
+    await first.renew()
+    second = keeper(path, ())
+    second.load()
+    assert second.standings == first.standings
+
+
+@pytest.mark.parametrize("body", [b"", b"[]", b"{", b'{"atlas": 1}', b'{"atlas": {"gate": {}}}', b"\xff"])
+def test_a_file_that_cannot_be_read_is_learned_anew(tmp_path: Path, body: bytes) -> None:
+    """A proxy that does not start because of a broken cache would be a worse one."""
+    path = tmp_path / "gates.json"
+    path.write_bytes(body)
+    learned = keeper(path, ())
+    learned.load()
+    assert learned.standings == {}
+
+
+async def test_a_disk_that_is_full_costs_no_gate(tmp_path: Path) -> None:
+    """It is kept in memory."""
+    (tmp_path / "file").write_text("no folder")
+    learned = keeper(tmp_path / "file" / "gates.json", many(1800))
+    await learned.renew()
+    assert learned.standings["atlas"].enforces
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_the_proxy_observes_until_it_may_act(tmp_path: Path, stream: bool) -> None:
+    """The same sure call passes at first; once enough calls were labelled it is answered instead, without a
+    restart."""
+    calling, probe = Generated(calls=[LOOKUP]), Answer.whole(Generated(content="It is Oslo.", sure=0.999))
+    answer = Answer.stream(calling) if stream else Answer.whole(calling)
+    calibration = {"path": str(tmp_path / "gates.json"), "renew_s": 0.1}
+    governance = {"policy": "calibrated"}
+    async with (
+        scripted(answer, probe, answer, probe) as upstream,
+        proxied(upstream, governance=governance, calibration=calibration) as proxy,
+    ):
+        body = chat(stream=stream)
+        _, headers, said = await proxy.chat(body)
+        assert headers["x-governor-mode"] == "observe"
+        assert b"lookup" in said
+        for known in many(1800):
+            proxy.app.store.put(known)
+        async with asyncio.timeout(30):
+            while not (await _gates(proxy)).get("atlas", {}).get("enforces"):  # noqa: ASYNC110
+                await asyncio.sleep(0.05)
+        _, headers, said = await proxy.chat(body)
+        assert headers["x-governor-mode"] == "enforce"
+        assert proxy.metric("governor_gate_enforces", model="atlas") == 1
+        assert 0 < proxy.metric("governor_gate_harm_bound", model="atlas") <= 0.02
+        assert b"It is Oslo." in said
+        assert b"tool_calls" not in said.replace(b'"finish_reason":"tool_calls"', b"")
+
+
+async def _gates(proxy: Any) -> dict[str, Any]:
+    async with proxy.client.get("/governor/gates") as response:
+        answer: dict[str, Any] = orjson.loads(await response.read())
+        return answer
