@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from governor_server import log_commands
 from governor_server.errors import ServerError, SettingsError
 
 if TYPE_CHECKING:
@@ -76,7 +77,9 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     if arguments[:1] == ["serve"] and "--" in arguments:
         end = arguments.index("--")
         own, engine_args = arguments[:end], arguments[end + 1 :]
-    parser, problems = _parser(with_plugins=arguments[:1] not in (["serve"], ["version"]))
+    parser, problems = _parser(
+        with_plugins=arguments[:1] not in (["serve"], ["doctor"], ["replay"], ["tune"], ["version"])
+    )
     try:
         parsed = parser.parse_args(own)
     except SettingsError as error:
@@ -101,6 +104,8 @@ def _parser(with_plugins: bool) -> tuple[argparse.ArgumentParser, list[str]]:
     parser.set_defaults(run=explain)
     subparsers = parser.add_subparsers(title="commands", metavar="COMMAND")
     _add_serve(subparsers)
+    _add_doctor(subparsers)
+    log_commands.add(subparsers)
     version = subparsers.add_parser("version", help="print the versions that matter in a bug report")
     version.set_defaults(run=_version)
     return parser, _add_plugins(subparsers) if with_plugins else []
@@ -124,7 +129,7 @@ def _add_serve(subparsers: Any) -> None:
     where.add_argument("--port", metavar="PORT", help="port of the proxy (8000; 0 picks a free one)")
     how = serve.add_argument_group("how to govern")
     how.add_argument("--mode", metavar="MODE", help="observe (measure only) or enforce (observe)")
-    how.add_argument("--policy", metavar="NAME", help="observe, rules or threshold (threshold)")
+    how.add_argument("--policy", metavar="NAME", help="observe, rules, threshold or another (threshold)")
     how.add_argument(
         "--action", metavar="NAME", help="what becomes of a withheld call: auto, answer or notice"
     )
@@ -145,6 +150,30 @@ def _add_serve(subparsers: Any) -> None:
     )
     settings.add_argument("--print-config", action="store_true", help="print the settings as YAML and exit")
     serve.set_defaults(run=_serve)
+
+
+def _add_doctor(subparsers: Any) -> None:
+    doctor = subparsers.add_parser(
+        "doctor",
+        help="examine a running server: what of the governor will work with it, and what to change",
+        epilog="Exit code: 0 when the tiers 0 to 2 will work, 1 when something is missing, 2 when nothing "
+        "was examined. Other settings are those of `governor serve`: governor.yaml and the environment.",
+    )
+    doctor.add_argument("--upstream", metavar="URL", help="the OpenAI-compatible server, with or without /v1")
+    doctor.add_argument("--api-key", metavar="KEY", help="its key (GOVERNOR_UPSTREAM__API_KEY)")
+    doctor.add_argument("--model", metavar="NAME", help="the model to ask (the first that is served)")
+    doctor.add_argument(
+        "--tools",
+        metavar="FILE",
+        type=Path,
+        help="JSON to try: a chat request with tools, or a list of tools",
+    )
+    doctor.add_argument(
+        "--timeout", metavar="SECONDS", default=60.0, help="how long to wait for each answer (60)"
+    )
+    doctor.add_argument("--config", metavar="FILE", type=Path, help="YAML file, as for `governor serve`")
+    doctor.add_argument("--json", action="store_true", help="print JSON instead of text")
+    doctor.set_defaults(run=_doctor)
 
 
 def _add_plugins(subparsers: Any) -> list[str]:
@@ -188,6 +217,12 @@ def _serve(arguments: argparse.Namespace) -> int:
 
     serve.run(settings, Console())
     return 0
+
+
+def _doctor(arguments: argparse.Namespace) -> int:
+    from governor_server import doctor
+
+    return doctor.run(arguments)
 
 
 def _version(_: argparse.Namespace) -> int:

@@ -1,0 +1,115 @@
+"""Records of calls, read back from a file: the store's own, or JSON that was saved from the proxy."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import orjson
+
+from governor.records import CallRecord
+from governor_server.errors import ServerError
+
+SQLITE = b"SQLite format 3\0"
+SELECT = "SELECT body FROM records ORDER BY created, rowid"
+
+
+class LogError(ServerError):
+    """The file is not there, is no log, or holds nothing."""
+
+    exit_code = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Log:
+    """The records of a file; `unreadable` of its rows were left out."""
+
+    path: Path
+    records: tuple[CallRecord, ...]
+    unreadable: int = 0
+
+    @classmethod
+    def read(cls, path: Path) -> Log:
+        """A store's SQLite file, also beside the proxy that writes it, JSON Lines of records, or what
+        `GET /governor/decisions` answered. Raises `LogError`."""
+        try:
+            with path.open("rb") as file:
+                is_store = file.read(len(SQLITE)) == SQLITE
+            rows = list(_stored(path) if is_store else _saved(path))
+        except FileNotFoundError:
+            raise LogError(f"no such log: {path} (store.path of the settings says where it is)") from None
+        except OSError as error:
+            raise LogError(f"cannot read {path}: {error.strerror or error}") from None
+        except sqlite3.Error as error:
+            raise LogError(f"cannot read {path}: {error}") from None
+        records = tuple(record for row in rows if (record := _record(row)) is not None)
+        if not rows:
+            raise LogError(f"{path} holds no records: let some traffic pass through the proxy first")
+        if not records:
+            raise LogError(f"{path} holds no records of calls: {len(rows)} rows are of another kind")
+        return cls(path, records, len(rows) - len(records))
+
+
+def _stored(path: Path) -> Iterator[Any]:
+    with closing(sqlite3.connect(_address(path), uri=True)) as connection:
+        tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_master")}
+        if "records" not in tables:
+            raise LogError(f"{path} is a database, but no store of the governor")
+        for (body,) in connection.execute(SELECT).fetchall():
+            yield _parsed(body)
+
+
+def _address(path: Path) -> str:
+    """Read-only. Where no proxy has the file open, nothing is locked or put beside it either."""
+    wal = path.with_name(f"{path.name}-wal")
+    alone = not wal.exists() or wal.stat().st_size == 0
+    return f"file:{quote(str(path.absolute()))}?mode=ro{'&immutable=1' if alone else ''}"
+
+
+def _saved(path: Path) -> Iterator[Any]:
+    content = path.read_bytes()
+    whole = _parsed(content)
+    if whole is not None:
+        yield from _rows(whole)
+        return
+    for number, line in enumerate(content.splitlines(), 1):
+        if not line.strip():
+            continue
+        row = _parsed(line)
+        if row is None:
+            raise LogError(f"{path} is neither a store, JSON nor JSON Lines: line {number} cannot be read")
+        yield from _rows(row)
+
+
+def _rows(value: Any) -> Iterable[Any]:
+    rows = value.get("decisions", value) if isinstance(value, Mapping) else value
+    return rows if isinstance(rows, list) else [rows]
+
+
+def _parsed(text: bytes) -> Any:
+    try:
+        return orjson.loads(text)
+    except orjson.JSONDecodeError:
+        return None
+
+
+def _record(row: Any) -> CallRecord | None:
+    """None for a row that is no record of a call."""
+    try:
+        record = CallRecord.from_dict(row)
+    except (TypeError, ValueError):
+        return None
+    names = (record.call_id, record.conversation, record.tool, record.signature)
+    figures = (record.step, record.created)
+    shaped = (
+        all(isinstance(name, str) for name in names)
+        and all(isinstance(figure, int | float) for figure in figures)
+        and isinstance(record.decision, Mapping)
+        and isinstance(record.signals, Mapping)
+    )
+    return record if shaped else None
