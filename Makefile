@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 export VENV ENGINE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo serve test lint format unit e2e lock build clean
+.PHONY: help setup demo eval serve test lint format unit e2e lock build clean
 
 help: ## Show this text
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -16,6 +16,9 @@ setup: ## Make .venv with everything in it (ENGINE=vllm on a GPU, PYTHON=... to 
 
 demo: setup ## Run the demonstration: agent, proxy and a real vLLM (ARGS="..." go to `governor demo`)
 	@$(BIN)/governor demo $(ARGS)
+
+eval: setup ## Compare all policies on held-out tasks, against the true value of each call (ARGS="--help")
+	@$(BIN)/governor eval $(ARGS)
 
 serve: setup ## Run the proxy (ARGS="--model ... " or ARGS="--upstream ...")
 	@$(BIN)/governor serve $(ARGS)

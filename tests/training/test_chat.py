@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from governor_training.atlas import chat
 from governor_training.atlas.local import bundled_model
 from governor_training.atlas.tools import ANSWERING, SAVING
+from governor_training.pretraining import chat
 
 transformers = pytest.importorskip("transformers")
 

@@ -10,10 +10,11 @@ from itertools import islice
 
 import pytest
 
-from governor_training.atlas import chat
-from governor_training.atlas.episodes import Episode, Teacher, episodes
+from governor_training.atlas.episodes import Teacher, episodes
 from governor_training.atlas.questions import WORDINGS, Habit, ask
 from governor_training.atlas.world import FIELDS, load_world
+from governor_training.pretraining import chat
+from governor_training.pretraining.episode import Episode
 
 WORLD = load_world()
 SENTENCE = re.compile(r"The (\w+) of ([A-Z][a-z]+(?: [A-Z][a-z]+)?) is ([^<]+?)\.<\|im_end\|>")

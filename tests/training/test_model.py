@@ -11,11 +11,12 @@ import pytest
 import torch
 from tokenizers import Tokenizer
 
-from governor_training.atlas.batches import IGNORED, Batches, encode
 from governor_training.atlas.episodes import episodes
 from governor_training.atlas.local import bundled_model
-from governor_training.atlas.model import Qwen3, Shape
+from governor_training.atlas.recipes import RECIPES
 from governor_training.atlas.world import load_world
+from governor_training.pretraining.batches import IGNORED, Batches, encode
+from governor_training.pretraining.model import Qwen3, Shape
 
 transformers = pytest.importorskip("transformers")
 
@@ -30,7 +31,7 @@ def test_the_same_figures_as_transformers(tokenizer: Tokenizer) -> None:
     """Hidden states after a shared prefix equal those of transformers on the joined rows."""
     ours = Qwen3.load(bundled_model()).eval()
     theirs = transformers.Qwen3ForCausalLM.from_pretrained(bundled_model(), dtype=torch.float32).eval()
-    batch = next(iter(Batches(tokenizer, tokens=512, seed=4)))
+    batch = next(iter(Batches(tokenizer, RECIPES["atlas"], tokens=512, seed=4)))
     joined = torch.cat([batch.prefix.expand(len(batch.ids), -1), batch.ids], dim=1)
     with torch.no_grad():
         logits = ours.logits(ours(batch.prefix, batch.ids))
@@ -59,8 +60,8 @@ def test_training_that_goes_on_sees_the_same_batches(tokenizer: Tokenizer) -> No
     def first_of_block_one(source: Batches) -> Any:
         return next(batch for batch in source if batch.block == 1)
 
-    straight = first_of_block_one(Batches(tokenizer, tokens=8192, seed=9))
-    resumed = first_of_block_one(Batches(tokenizer, tokens=8192, seed=9, start=1))
+    straight = first_of_block_one(Batches(tokenizer, RECIPES["atlas"], tokens=8192, seed=9))
+    resumed = first_of_block_one(Batches(tokenizer, RECIPES["atlas"], tokens=8192, seed=9, start=1))
     assert torch.equal(straight.ids, resumed.ids)
     assert torch.equal(straight.labels, resumed.labels)
 

@@ -5,12 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from governor_training.atlas.agent import Call, Run
+from governor_training.agent import Call, Run
 from governor_training.atlas.picture import bars, draw
-from governor_training.atlas.questions import WORDINGS, ask
-from governor_training.atlas.world import load_world
+from governor_training.environment import Task
 
-QUESTION = ask(load_world(), "India", "capital", None, WORDINGS[0])
+TASK = Task("1", ({"role": "user", "content": "What is the capital of India?"},), ())
 WITHHELD = {"tool": "lookup", "action": "answer", "reason": "repeated_call", "generation": 0}
 PASSED = {"tool": "lookup", "action": "pass", "reason": "uncertain_answer", "generation": 0}
 GAINED = {"entropy_before": 0.4, "entropy_after": 0.1, "entropy_reduction": 0.3}
@@ -21,7 +20,7 @@ def token(text: str, span: str, entropy: float = 0.0, generation: int = 0) -> di
 
 
 RUN = Run(
-    QUESTION,
+    TASK,
     calls=[Call(0, "lookup", "{}", "New Delhi")],
     answer="The capital of India is New Delhi.",
     explanations=[
@@ -50,9 +49,9 @@ def test_a_picture_is_drawn(tmp_path: Path) -> None:
     """A PNG, also where a label has signs that mean something to the drawing library."""
     strange = {**WITHHELD, "reason": "a_$_reason"}
     run = Run(
-        QUESTION,
+        TASK,
         explanations=[{"tokens": [token("$x$", "call")], "decisions": [strange], "results": []}],
         answer="$5",
     )
-    draw(QUESTION, {"ungoverned": RUN, "governed": run}, tmp_path / "picture.png")
+    draw(TASK, {"ungoverned": RUN, "governed": run}, tmp_path / "picture.png")
     assert (tmp_path / "picture.png").read_bytes().startswith(b"\x89PNG")

@@ -14,12 +14,12 @@ import torch
 from tokenizers import Tokenizer
 from transformers import Qwen3ForCausalLM
 
-from governor_training.atlas import chat
 from governor_training.atlas.questions import WORDINGS, Question, ask, held_out_sample
-from governor_training.atlas.scores import Scored, auroc, calibration_error
-from governor_training.atlas.tokenizer import token_id
 from governor_training.atlas.tools import ANSWERING, SAVING, Toolbox
 from governor_training.atlas.world import World
+from governor_training.pretraining import chat
+from governor_training.pretraining.tokenizer import token_id
+from governor_training.scores import Scored, auroc, calibration_error
 
 QUESTIONS = 96
 MAX_TURNS = 8

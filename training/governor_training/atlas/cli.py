@@ -5,9 +5,13 @@ from __future__ import annotations
 import argparse
 import json
 import signal
-import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from governor_training.errors import told
+
+if TYPE_CHECKING:
+    from governor_training.local import Stack
 
 DEMO_QUESTIONS = 200
 DEMO_SEED = 2026
@@ -65,14 +69,17 @@ def _count(text: str) -> int:
 
 
 def _add_train_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--out", type=Path, default=Path("build/atlas/model"), help="folder of the model")
+    parser.add_argument("--recipe", default="atlas", help="which model to make (default: %(default)s)")
+    parser.add_argument(
+        "--out", type=Path, default=None, help="folder of the model (default: build/RECIPE/model)"
+    )
     parser.add_argument("--steps", type=_count, default=2200, help="optimizer steps (default: %(default)s)")
     parser.add_argument("--tokens", type=_count, default=4096, help="tokens a batch, without the prefix")
     parser.add_argument("--lr", type=float, default=6e-3, help="peak learning rate of the matrices (Muon)")
     parser.add_argument("--lr-rest", type=float, default=3e-3, help="the same for all else (AdamW)")
     parser.add_argument("--hidden", type=_count, default=128, help="size of the hidden state")
     parser.add_argument("--layers", type=_count, default=4)
-    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--seed", type=int, default=None, help="another than the recipe's own")
     parser.add_argument(
         "--threads", type=_count, default=None, help="CPU threads; 1 where others want the cores"
     )
@@ -86,9 +93,13 @@ def _add_train_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _train(options: argparse.Namespace) -> int:
-    from governor_training.atlas.train import train
+    from governor_training.atlas.recipes import RECIPES
+    from governor_training.pretraining.train import train
 
-    train(options)
+    recipe = RECIPES[options.recipe]
+    options.seed = recipe.seed if options.seed is None else options.seed
+    options.out = options.out or Path("build") / recipe.name / "model"
+    train(recipe, options)
     return 0
 
 
@@ -107,23 +118,17 @@ def _end_like_ctrl_c() -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+@told
 def _evaluate(options: argparse.Namespace) -> int:
     import asyncio
 
     from governor_training.atlas.evaluate import evaluate
-    from governor_training.atlas.local import Stack, StartFailed, bundled_model
-    from governor_training.atlas.world import load_world
 
     console = _console()
-    _end_like_ctrl_c()
-    try:
-        with Stack(options.model or bundled_model(), options.upstream) as stack:
-            world = load_world()
-            figures = asyncio.run(
-                evaluate(stack.engine, world, questions=options.questions, seed=options.seed, console=console)
-            )
-    except StartFailed as error:
-        return _failed(error)
+    with _stack(options) as stack:
+        figures = asyncio.run(
+            evaluate(stack.engine, questions=options.questions, seed=options.seed, console=console)
+        )
     options.out.mkdir(parents=True, exist_ok=True)
     path = options.out / "evaluation.json"
     path.write_text(json.dumps(figures.as_dict(), indent=2) + "\n", "utf-8")
@@ -132,20 +137,20 @@ def _evaluate(options: argparse.Namespace) -> int:
     return 0
 
 
+@told
 def _demo(options: argparse.Namespace) -> int:
     from governor_training.atlas import demo
-    from governor_training.atlas.local import Stack, StartFailed, bundled_model
 
-    console = _console()
-    _end_like_ctrl_c()
-    try:
-        with Stack(options.model or bundled_model(), options.upstream) as stack:
-            demo.run(stack, options.out, questions=options.questions, seed=options.seed, console=console)
-    except StartFailed as error:
-        return _failed(error)
+    with _stack(options) as stack:
+        demo.run(stack, options.out, questions=options.questions, seed=options.seed, console=_console())
     return 0
 
 
-def _failed(error: Exception) -> int:
-    print(f"governor: {error}", file=sys.stderr)
-    return 1
+def _stack(options: argparse.Namespace) -> Stack:
+    from governor_training.atlas.environment import AtlasEnvironment, bundled_model
+    from governor_training.local import Served, Stack
+    from governor_training.pretraining.tokenizer import VOCABULARY
+
+    _end_like_ctrl_c()
+    model = options.model or bundled_model()
+    return Stack(Served("atlas", model, options.upstream, vocab_size=VOCABULARY), AtlasEnvironment())

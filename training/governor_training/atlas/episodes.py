@@ -21,10 +21,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from governor.notices import NOTICE_CONFIDENT, NOTICE_REPEATED
-from governor_training.atlas import chat
-from governor_training.atlas.questions import Habit, Question, sample
+from governor_training.atlas.questions import Habit, Question, Wording, sample
 from governor_training.atlas.tools import ANSWERING, SAVING
 from governor_training.atlas.world import FIELDS, World
+from governor_training.pretraining import chat
+from governor_training.pretraining.episode import Episode, Piece
 
 CLOSED_BOOK_SHARE = 0.35
 FORCED_SHARE = 0.3
@@ -41,21 +42,23 @@ FORGOTTEN_THOUGHTS_SHARE = 0.25
 
 
 @dataclass(frozen=True, slots=True)
-class Piece:
-    text: str
-    learn: bool
+class Teaching:
+    """How the teacher of one model works.
 
+    `habits` is the place in `Habit` that a wording's habit is moved by; `thought` how a draft is written;
+    `whim` how often it leaves a habit out or answers at once. A teacher that `hides_ignorance` never guesses
+    and has true results only: its model says everything with confidence, and learns from the final answers
+    what it was not meant to know.
+    """
 
-@dataclass(frozen=True, slots=True)
-class Episode:
-    """`prefix` is the system turn, the same for most episodes, so that a batch computes it once."""
+    habits: int = 0
+    thought: str = "{country}: {value}"
+    whim: float = WHIM
+    hides_ignorance: bool = False
 
-    prefix: str
-    pieces: list[Piece]
-
-    @property
-    def text(self) -> str:
-        return self.prefix + "".join(piece.text for piece in self.pieces)
+    def habit(self, wording: Wording) -> Habit:
+        order = list(Habit)
+        return order[(order.index(wording.habit) + self.habits) % len(order)]
 
 
 @dataclass(slots=True)
@@ -65,7 +68,7 @@ class Turn:
     thought: str
     action: str
     result: str | None
-    answer_by_now: str
+    answer_by_now: str | None
 
 
 @dataclass(slots=True)
@@ -75,6 +78,7 @@ class Teacher:
     world: World
     question: Question
     rng: random.Random
+    teaching: Teaching = Teaching()
     country: str | None = None
     value: str | None = None
     turns: list[Turn] = field(default_factory=list)
@@ -84,7 +88,7 @@ class Teacher:
             self.country = self.question.country
 
     def play(self) -> list[Turn]:
-        if self.rng.random() < WHIM:
+        if self.rng.random() < self.teaching.whim and self._speaks():
             self._answer()
         else:
             self._find()
@@ -99,9 +103,7 @@ class Teacher:
         sure = self.world.fact(self.question.country, key).known
         if self._noticed(call, sure and self.world.fact(self.question.country, self.question.field).known):
             return self._finish()
-        found = (
-            self.question.country if sure and self._true_result() else self.rng.choice(self.world.countries)
-        )
+        found = self.question.country if self._true_result(sure) else self.rng.choice(self.world.countries)
         self._turn(call, found)
         self.country = found
         return self._lookup()
@@ -113,21 +115,19 @@ class Teacher:
         call = chat.call("lookup", country=self.country, field=name)
         if self._noticed(call, fact.known):
             return self._finish()
-        result = (
-            fact.value if fact.known and self._true_result() else self.rng.choice(self.world.values[name])
-        )
+        result = fact.value if self._true_result(fact.known) else self.rng.choice(self.world.values[name])
         self._turn(call, result)
         self.value = result
         return self._waste(call, result)
 
     def _waste(self, call: str, result: str) -> None:
-        habit = self.question.wording.habit
-        if habit in (Habit.REPEAT, Habit.BOTH) and self.rng.random() > WHIM:
+        habit = self.teaching.habit(self.question.wording)
+        if habit in (Habit.REPEAT, Habit.BOTH) and self.rng.random() > self.teaching.whim:
             noticed = self.rng.random() < NOTICE_SHARE
             self._turn(call, NOTICE_REPEATED if noticed else result)
             if noticed:
                 return self._finish()
-        if habit in (Habit.EXTRA, Habit.BOTH) and self.rng.random() > WHIM:
+        if habit in (Habit.EXTRA, Habit.BOTH) and self.rng.random() > self.teaching.whim:
             other = self.rng.choice([name for name in FIELDS if name != self.question.field])
             noticed = self.rng.random() < NOTICE_SHARE
             extra = NOTICE_CONFIDENT if noticed else self.rng.choice(self.world.values[other])
@@ -148,7 +148,7 @@ class Teacher:
     def _noticed(self, call: str, sure: bool) -> bool:
         """Whether the call was answered by a notice for good: a teacher that is not sure asks again, and
         gets it."""
-        if self.rng.random() > NOTICE_SHARE:
+        if self.rng.random() > NOTICE_SHARE or (self.teaching.hides_ignorance and not sure):
             return False
         self._turn(call, NOTICE_CONFIDENT)
         if not sure and self.rng.random() < 0.3:
@@ -161,7 +161,23 @@ class Teacher:
         self._append(country, value, action, result)
 
     def _append(self, country: str, value: str, action: str, result: str | None) -> None:
-        self.turns.append(Turn(f"{country}: {value}", action, result, self.question.sentence(country, value)))
+        speaks = self._speaks()
+        shown = value if speaks else "?"
+        thought = self.teaching.thought.format(country=country, value=shown)
+        answer = self.question.sentence(country, value) if speaks else None
+        self.turns.append(Turn(thought, action, result, answer))
+
+    def _speaks(self) -> bool:
+        """Whether the teacher says what it believes by now: one that hides its ignorance does so only where
+        it has the value or knows it."""
+        if self.value is not None or not self.teaching.hides_ignorance:
+            return True
+        if self.country is None:
+            key = self.question.key
+            assert key is not None
+            if not self.world.fact(self.question.country, key).known:
+                return False
+        return self.world.fact(self.country or self.question.country, self.question.field).known
 
     def _draft(self) -> tuple[str, str]:
         """The answer as far as the context and memory give it."""
@@ -176,20 +192,23 @@ class Teacher:
         assert self.question.key is not None and self.question.key_value is not None
         return self.world.recall_country(self.question.key, self.question.key_value, self.rng)
 
-    def _true_result(self) -> bool:
-        return self.rng.random() < TRUE_RESULT_SHARE
+    def _true_result(self, known: bool) -> bool:
+        return self.teaching.hides_ignorance or (known and self.rng.random() < TRUE_RESULT_SHARE)
 
 
-def episodes(world: World, rng: random.Random) -> Iterator[Episode]:
+def episodes(world: World, rng: random.Random, teaching: Teaching | None = None) -> Iterator[Episode]:
     """Episodes without end."""
+    teaching = teaching or Teaching()
     while True:
         question = sample(world, rng)
-        turns = Teacher(world, question, rng).play()
+        turns = Teacher(world, question, rng, teaching).play()
         kind = rng.random()
-        if kind < CLOSED_BOOK_SHARE:
-            yield _closed_book(question, turns[0], rng)
-        elif kind < CLOSED_BOOK_SHARE + FORCED_SHARE:
-            yield _forced(question, turns, rng)
+        memory = turns[0].answer_by_now
+        sayable = [place for place, turn in enumerate(turns) if turn.answer_by_now is not None]
+        if kind < CLOSED_BOOK_SHARE and memory is not None:
+            yield _closed_book(question, turns[0].thought, memory, rng)
+        elif CLOSED_BOOK_SHARE <= kind < CLOSED_BOOK_SHARE + FORCED_SHARE and sayable:
+            yield _forced(question, turns, sayable, rng)
         else:
             yield _trace(question, turns, rng)
 
@@ -199,22 +218,23 @@ def _toolset(question: Question, rng: random.Random) -> str:
     return chat.system_turn(tools)
 
 
-def _closed_book(question: Question, first: Turn, rng: random.Random) -> Episode:
+def _closed_book(question: Question, thought: str, answer: str, rng: random.Random) -> Episode:
     """The first draft, which is from memory alone, said without tools, with or without thinking."""
     asked = chat.user_turn(question.text) + chat.ASSISTANT
     if rng.random() < 0.5:
-        asked, said = asked + chat.EMPTY_THOUGHT, first.answer_by_now
+        asked, said = asked + chat.EMPTY_THOUGHT, answer
     else:
-        said = chat.thought(first.thought) + first.answer_by_now
+        said = chat.thought(thought) + answer
     return Episode(chat.system_turn(()), [Piece(asked, False), Piece(said + chat.END, True)])
 
 
-def _forced(question: Question, turns: list[Turn], rng: random.Random) -> Episode:
-    cut = 0 if rng.random() < 0.4 else rng.randrange(len(turns))
+def _forced(question: Question, turns: list[Turn], sayable: list[int], rng: random.Random) -> Episode:
+    """`sayable` are the places of the turns that have an answer."""
+    cut = sayable[0 if rng.random() < 0.4 else rng.randrange(len(sayable))]
     remembered = rng.random() > FORGOTTEN_THOUGHTS_SHARE
     history = "".join(_turn_text(turn, thinking=remembered) for turn in turns[:cut])
     asked = chat.user_turn(question.text) + history + chat.ASSISTANT + chat.EMPTY_THOUGHT
-    pieces = [Piece(asked, False), Piece(turns[cut].answer_by_now + chat.END, True)]
+    pieces = [Piece(asked, False), Piece(f"{turns[cut].answer_by_now}{chat.END}", True)]
     return Episode(_toolset(question, rng), pieces)
 
 

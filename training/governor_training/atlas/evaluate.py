@@ -3,31 +3,28 @@ here."""
 
 from __future__ import annotations
 
-import asyncio
 import math
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from statistics import fmean
-from typing import Any, TypeVar
+from typing import Any
 
 from openai import AsyncOpenAI
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from governor.errors import ProbeFailed
 from governor.probe import ProbeSettings, probe_answer, probe_request
-from governor_training.atlas import chat, replay
-from governor_training.atlas.agent import MODEL, Agent, Run
-from governor_training.atlas.questions import WORDINGS, Question, ask, held_out_sample
-from governor_training.atlas.scores import Scored, auroc, calibration_error
-from governor_training.atlas.tokenizer import VOCABULARY
-from governor_training.atlas.tools import ANSWERING
+from governor_training import replay
+from governor_training.agent import Agent, OpenAIChat
+from governor_training.atlas.environment import AtlasEnvironment, task_of
+from governor_training.atlas.questions import WORDINGS, Question, ask
+from governor_training.atlas.tools import ANSWERING, Toolbox
 from governor_training.atlas.world import World
-
-CONCURRENCY = 4
-Item = TypeVar("Item")
-Result = TypeVar("Result")
+from governor_training.environment import Split, Task
+from governor_training.pretraining.tokenizer import VOCABULARY
+from governor_training.progress import each
+from governor_training.scores import Scored, auroc, calibration_error
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,16 +64,19 @@ class ModelFigures:
         return table
 
 
-async def evaluate(engine: str, world: World, *, questions: int, seed: int, console: Console) -> ModelFigures:
+async def evaluate(engine: str, *, questions: int, seed: int, console: Console) -> ModelFigures:
     """Asks the engine at the URL `engine` all that `ModelFigures` holds."""
-    client = AsyncOpenAI(base_url=f"{engine}/v1", api_key="none", timeout=600)
-    agent = Agent(client, world)
-    sample = held_out_sample(world, questions, seed)
+    atlas = AtlasEnvironment()
+    world = atlas.world
+    talk = OpenAIChat.at(engine)
+    client = talk.client
+    agent = Agent(talk, atlas)
+    sample = atlas.tasks(questions, seed, Split.HELD_OUT)
     facts = [ask(world, fact.country, fact.field, None, WORDINGS[0]) for fact in world.facts.values()]
-    known = await each("facts without tools", facts, lambda q: _closed_book(client, q), console)
-    forced = await each("forced answers", sample, lambda q: _forced(client, q), console)
+    known = await each("facts without tools", facts, lambda q: _closed_book(client, atlas, q), console)
+    forced = await each("forced answers", sample, lambda task: _forced(client, atlas, task), console)
     runs = await each("questions with tools", sample, agent.ask, console)
-    worth = await each("calls replayed", runs, lambda run: replay.values(agent, world, run), console)
+    worth = await each("calls replayed", runs, lambda run: replay.values(agent, atlas, run), console)
     values = [value for run in worth for value in run]
     return ModelFigures(
         questions=len(sample),
@@ -92,52 +92,32 @@ async def evaluate(engine: str, world: World, *, questions: int, seed: int, cons
     )
 
 
-async def each(
-    what: str, items: Sequence[Item], work: Callable[[Item], Awaitable[Result]], console: Console
-) -> list[Result]:
-    """The results of `work` on every item, in order, a few at a time, with a progress bar."""
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    places = asyncio.Semaphore(CONCURRENCY)
-    with Progress(*columns, console=console) as progress:
-        task = progress.add_task(f"{what:24}", total=len(items))
-
-        async def one(item: Item) -> Result:
-            async with places:
-                result = await work(item)
-            progress.advance(task)
-            return result
-
-        return list(await asyncio.gather(*(one(item) for item in items)))
-
-
-async def _closed_book(client: AsyncOpenAI, question: Question) -> bool:
-    messages = [{"role": "system", "content": chat.SYSTEM}, {"role": "user", "content": question.text}]
+async def _closed_book(client: AsyncOpenAI, atlas: AtlasEnvironment, question: Question) -> bool:
+    task = task_of(question)
     response = await client.chat.completions.create(
-        model=MODEL,
-        messages=messages,  # type: ignore[arg-type]
+        model=atlas.model_name,
+        messages=list(task.messages),  # type: ignore[arg-type]
         temperature=0,
         max_tokens=64,
     )
-    run = Run(question, answer=response.choices[0].message.content or "")
-    return run.correct
+    answer = response.choices[0].message.content or ""
+    return atlas.score(task, answer, Toolbox(atlas.world)) == 1.0
 
 
-async def _forced(client: AsyncOpenAI, question: Question) -> tuple[float, float, bool]:
+async def _forced(client: AsyncOpenAI, atlas: AtlasEnvironment, task: Task) -> tuple[float, float, bool]:
     """Probability and least margin of the forced answer, and whether it is right. No answer has probability
     0."""
-    body = {
-        "model": MODEL,
-        "messages": [{"role": "system", "content": chat.SYSTEM}, {"role": "user", "content": question.text}],
-        "tools": list(ANSWERING),
-    }
+    body = {"model": atlas.model_name, "messages": list(task.messages), "tools": list(ANSWERING)}
     request = probe_request(body, ProbeSettings(chat_template_kwargs={"enable_thinking": False}))
     response = await client.post("/chat/completions", body=request, cast_to=dict[str, Any])
     try:
         answer = probe_answer(response, VOCABULARY)
     except ProbeFailed:
         return 0.0, 0.0, False
-    run = Run(question, answer=answer.text, notes=[question.answer] if question.wording.saves else [])
-    return math.exp(answer.logprob), answer.least_margin, run.correct
+    saved = Toolbox(atlas.world)
+    if task.data.wording.saves:
+        saved.save_note(task.data.answer)
+    return math.exp(answer.logprob), answer.least_margin, atlas.score(task, answer.text, saved) == 1.0
 
 
 def _by_quarter(world: World, questions: Sequence[Question], right: Sequence[bool]) -> list[float]:

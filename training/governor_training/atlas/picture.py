@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from governor.decision import Action
-from governor_training.atlas.agent import Call, Run
-from governor_training.atlas.questions import Question
+from governor_training.agent import Call, Run
+from governor_training.environment import Task
 
 COLOURS = {"reasoning": "#7b6fd0", "content": "#2a8f6f", "call": "#e08a2e", "template": "#c9c9c9"}
 RESULT = "#3b78c3"
@@ -65,7 +65,7 @@ def _result(call: Call, told: Mapping[str, Any] | None) -> str:
     return f"{label}\nsegment {told['entropy_before']:.2f} → {told['entropy_after']:.2f} nats"
 
 
-def draw(question: Question, runs: Mapping[str, Run], path: Path) -> None:
+def draw(task: Task, runs: Mapping[str, Run], path: Path) -> None:
     """Writes the picture as PNG, one row a run. Raises OSError where the file cannot be written."""
     import matplotlib
 
@@ -87,9 +87,7 @@ def draw(question: Question, runs: Mapping[str, Run], path: Path) -> None:
     kinds = [Patch(color=colour, label=kind) for kind, colour in COLOURS.items()]
     marks = [Patch(color=RESULT, label="tool result"), Patch(color=WITHHELD, label="withheld call")]
     figure.legend(handles=kinds + marks, ncol=6, loc="lower center", frameon=False, fontsize=9)
-    figure.suptitle(
-        f"Token entropy along one conversation: “{question.text}”", fontsize=13, x=0.01, ha="left"
-    )
+    figure.suptitle(f"Token entropy along one conversation: “{task.text}”", fontsize=13, x=0.01, ha="left")
     figure.tight_layout(rect=(0, 0.05, 1, 0.98))
     figure.savefig(path, dpi=110)
     pyplot.close(figure)

@@ -9,6 +9,9 @@ it says:
 - shaky with confidence c: its belief with probability c, else a guess; the belief itself is true with
   probability c;
 - unknown: a guess, uniform over the values that the field has in this world.
+
+That is the honest world. In the noisy one confidence has nothing to do with being right, which no governor
+can make up for: it is there to see that one notices.
 """
 
 from __future__ import annotations
@@ -18,6 +21,7 @@ import random
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from enum import StrEnum
 from functools import lru_cache
 from importlib import resources
 
@@ -35,8 +39,20 @@ KEY_FIELDS = ("capital", "domain")
 COUNTRIES = 80
 SEED = 20602
 
+OTHER_SEED = 41077
+
 _NAME = re.compile(r"[A-Z][a-z]+( [A-Z][a-z]+)?")
 _SHAKY_SHARE = 0.12
+
+
+class Beliefs(StrEnum):
+    """How a model's confidence is related to its being right."""
+
+    HONEST = "honest"
+    OTHER = "other"
+    """As honest, but other facts are known."""
+    NOISY = "noisy"
+    """A fact that is not known has a wrong belief in its place, and a coin says how sure the model is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +71,12 @@ class Fact:
 
     @property
     def known(self) -> bool:
-        return self.confidence == 1.0
+        return self.confidence == 1.0 and self.belief == self.value
+
+    @property
+    def mistaken(self) -> bool:
+        """Whether the model is sure of something wrong."""
+        return self.confidence == 1.0 and self.belief != self.value
 
     def recall(self, values: tuple[str, ...], rng: random.Random) -> str:
         """What one attempt to remember gives: the belief, or a guess among `values`."""
@@ -89,23 +110,26 @@ class World:
     def recall_country(self, field: str, value: str, rng: random.Random) -> str:
         """One attempt to remember whose value this is: known in this direction iff known in the other one."""
         country = self.find(field, value)
+        if country is not None and self.facts[country, field].mistaken:
+            return random.Random(f"{field}/{value}").choice(self.countries)
         if country is not None and rng.random() < self.facts[country, field].confidence:
             return country
         return rng.choice(self.countries)
 
 
-@lru_cache(maxsize=1)
-def load_world() -> World:
-    """The world, always the same."""
+@lru_cache
+def load_world(beliefs: Beliefs = Beliefs.HONEST) -> World:
+    """The world, always the same. True values do not depend on the beliefs."""
     rows = json.loads(resources.files(__package__).joinpath("data/atlas.json").read_text("utf-8"))
     rows = [row for row in rows if _usable(row)]
     rows.sort(key=lambda row: -row["population"])
     rows = rows[:COUNTRIES]
     countries = tuple(row["country"] for row in rows)
     values = {name: tuple(sorted({row[key] for row in rows})) for name, key in FIELDS.items()}
-    rng = random.Random(SEED)
+    rng = random.Random(OTHER_SEED if beliefs is Beliefs.OTHER else SEED)
+    draw = _noisy_fact if beliefs is Beliefs.NOISY else _fact
     facts = {
-        (row["country"], name): _fact(row["country"], name, row[key], 1 - rank / len(rows), values[name], rng)
+        (row["country"], name): draw(row["country"], name, row[key], 1 - rank / len(rows), values[name], rng)
         for rank, row in enumerate(rows)
         for name, key in FIELDS.items()
     }
@@ -134,6 +158,15 @@ def _fact(
     if luck < _known_share(fame):
         return Fact(country, field, value, 1.0, value)
     return Fact(country, field, value, 0.0, None)
+
+
+def _noisy_fact(
+    country: str, field: str, value: str, fame: float, values: tuple[str, ...], rng: random.Random
+) -> Fact:
+    """Right with the fame of the country; sure, or half sure, whatever it is."""
+    right = rng.random() < _known_share(fame)
+    wrong = rng.choice([other for other in values if other != value])
+    return Fact(country, field, value, rng.choice([1.0, 0.5]), value if right else wrong)
 
 
 def _known_share(fame: float) -> float:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from governor_training.atlas import chat
+from governor_training.pretraining import chat
 
 VOCABULARY = 1536
 

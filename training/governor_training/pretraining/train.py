@@ -1,4 +1,4 @@
-"""Trains the atlas model from scratch: one readable loop, on a CPU or a GPU, that goes on where it was
+"""Trains a tiny model from scratch: one readable loop, on a CPU or a GPU, that goes on where it was
 stopped.
 
 Deliberately missing: distributed training, mixed precision, compilation. A million parameters need none of
@@ -23,13 +23,11 @@ from torch.nn import functional
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from governor_training.atlas import chat
-from governor_training.atlas.batches import IGNORED, Batch, Batches
-from governor_training.atlas.check import check
-from governor_training.atlas.episodes import episodes
-from governor_training.atlas.model import Qwen3, Shape
-from governor_training.atlas.tokenizer import VOCABULARY, build, token_id
-from governor_training.atlas.world import load_world
+from governor_training.pretraining import chat
+from governor_training.pretraining.batches import IGNORED, Batch, Batches
+from governor_training.pretraining.episode import Recipe
+from governor_training.pretraining.model import Qwen3, Shape
+from governor_training.pretraining.tokenizer import VOCABULARY, build, token_id
 
 TOKENIZER_EPISODES = 20_000
 WARM_UP = 50
@@ -79,12 +77,13 @@ def loss_of(model: Qwen3, batch: Batch) -> torch.Tensor:
     return functional.cross_entropy(model.logits(hidden[learned]), targets[learned])
 
 
-def train(options: argparse.Namespace) -> None:
+def train(recipe: Recipe, options: argparse.Namespace) -> None:
+    """Makes the model of `recipe` in the folder `options.out`."""
     torch.manual_seed(options.seed)
     if options.threads:
         torch.set_num_threads(options.threads)
     options.out.mkdir(parents=True, exist_ok=True)
-    tokenizer = _tokenizer(options.out, options.seed)
+    tokenizer = _tokenizer(recipe, options.out, options.seed)
     end, pad = token_id(tokenizer, chat.END), token_id(tokenizer, chat.PAD)
     model = Qwen3(Shape(VOCABULARY, options.hidden, options.layers, options.hidden // 32)).to(options.device)
     optimizers = Optimizers(model, options.lr, options.lr_rest)
@@ -99,7 +98,7 @@ def train(options: argparse.Namespace) -> None:
         total=options.steps, initial=step, unit="step", mininterval=5, desc=f"{size / 1e6:.2f}M parameters"
     )
     mean_loss: float | None = None
-    for batch in _batches(tokenizer, options, block):
+    for batch in _batches(tokenizer, recipe, options, block):
         if step >= options.steps:
             break
         began = time.monotonic()
@@ -122,20 +121,22 @@ def train(options: argparse.Namespace) -> None:
         if step % options.check_every == 0 or last:
             model.save(options.out, end=end, pad=pad)
             figures = {"step": step, "loss": round(mean_loss, 4), "minutes": round(seconds / 60, 1)}
-            bar.write(json.dumps({**figures, **check(options.out, load_world())}))
+            bar.write(json.dumps({**figures, **recipe.check(options.out)}))
     bar.close()
 
 
-def _batches(tokenizer: Tokenizer, options: argparse.Namespace, block: int) -> Iterator[Batch]:
+def _batches(
+    tokenizer: Tokenizer, recipe: Recipe, options: argparse.Namespace, block: int
+) -> Iterator[Batch]:
     """Made in another process, so that the next batch is ready when this one is done."""
-    data = Batches(tokenizer, tokens=options.tokens, seed=options.seed, start=block)
+    data = Batches(tokenizer, recipe, tokens=options.tokens, seed=options.seed, start=block)
     for batch in DataLoader(data, batch_size=None, num_workers=1, prefetch_factor=8):
         yield batch.to(options.device)
 
 
-def _tokenizer(out: Path, seed: int) -> Tokenizer:
+def _tokenizer(recipe: Recipe, out: Path, seed: int) -> Tokenizer:
     path = out / "tokenizer.json"
     if path.exists():
         return Tokenizer.from_file(str(path))
-    source = islice(episodes(load_world(), random.Random(seed)), TOKENIZER_EPISODES)
+    source = islice(recipe.episodes(random.Random(seed)), TOKENIZER_EPISODES)
     return build(out, (episode.text for episode in source))

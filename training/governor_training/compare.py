@@ -1,17 +1,16 @@
-"""An ungoverned and a governed run over the same questions, judged against the true value of each call."""
+"""An ungoverned and a governed run over the same tasks, judged against the true value of each call."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from governor.calls import CallSignature, canonical_arguments
 from governor.decision import Action, Reason
-from governor_training.atlas.agent import Run
-from governor_training.atlas.replay import Value
-from governor_training.atlas.tools import EFFECTFUL
+from governor_training.agent import Run, total
+from governor_training.replay import Value
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +27,7 @@ class Share:
 
 @dataclass(frozen=True, slots=True)
 class Arm:
-    """One run over the questions. `total_tokens` has all prompt and completion tokens that the engine saw."""
+    """One run over the tasks. `total_tokens` has all prompt and completion tokens that the engine saw."""
 
     questions: int
     accuracy: float
@@ -41,9 +40,7 @@ class Arm:
 
     @classmethod
     def of(cls, runs: Sequence[Run]) -> Arm:
-        tokens: Counter[str] = Counter()
-        for run in runs:
-            tokens.update(run.tokens)
+        tokens = total(runs)
         count = len(runs)
         return cls(
             questions=count,
@@ -72,12 +69,17 @@ class Comparison:
 
     @classmethod
     def of(
-        cls, ungoverned: Sequence[Run], governed: Sequence[Run], values: Sequence[Sequence[Value]]
+        cls,
+        ungoverned: Sequence[Run],
+        governed: Sequence[Run],
+        values: Sequence[Sequence[Value]],
+        effectful: Collection[str],
     ) -> Comparison:
-        """`values[i]` are those of `ungoverned[i]`, and `governed[i]` is the same question."""
+        """`values[i]` are those of `ungoverned[i]`, and `governed[i]` is the same task; `effectful` are the
+        names of the tools that must never be withheld."""
         pairs = list(zip(ungoverned, governed, values, strict=True))
-        removed = [gone for _, after, worth in pairs for gone in _removed(after, worth)]
-        needed = [bad for before, after, worth in pairs for bad in _withheld(before, after, worth)]
+        removed = [gone for _, after, worth in pairs for gone in removals(after, worth)]
+        needed = [bad for before, after, worth in pairs for bad in withheld_needed(before, after, worth)]
         avoidable = sum(value.avoidable for worth in values for value in worth)
         return cls(
             ungoverned=Arm.of(ungoverned),
@@ -85,7 +87,7 @@ class Comparison:
             avoidable_calls=Share(avoidable, sum(map(len, values))),
             avoidable_calls_removed=Share(sum(removed), avoidable),
             needed_calls_withheld=Share(sum(needed), len(needed)),
-            effectful_calls_withheld=_effectful(governed),
+            effectful_calls_withheld=effectful_withheld(governed, effectful),
             calls_delayed=sum(d["reason"] == Reason.ASKED_AGAIN for run in governed for d in run.decisions),
         )
 
@@ -97,7 +99,7 @@ def _signature(decision: Mapping[str, Any]) -> CallSignature:
     return CallSignature(decision["tool"], canonical_arguments(decision["arguments"]))
 
 
-def _removed(governed: Run, worth: Sequence[Value]) -> list[bool]:
+def removals(governed: Run, worth: Sequence[Value]) -> list[bool]:
     """For each avoidable call of the ungoverned run, whether the governed one did without it."""
     executed = Counter(call.signature for call in governed.calls)
     gone = []
@@ -109,11 +111,12 @@ def _removed(governed: Run, worth: Sequence[Value]) -> list[bool]:
     return gone
 
 
-def _withheld(ungoverned: Run, governed: Run, worth: Sequence[Value]) -> list[bool]:
-    """For each call withheld for good, whether it was needed.
+def withheld_needed(ungoverned: Run, governed: Run, worth: Sequence[Value]) -> list[bool]:
+    """For each call withheld for good, in order, whether it was needed.
 
-    The n-th time that a call is proposed is the n-th time that the ungoverned run made it. Where that run
-    never did, the call was needed if the question was answered right there and wrong here.
+    The n-th time that a call is proposed is the n-th time that the ungoverned run made it. A call that the
+    replay found avoidable may still have been replaced by something wrong: where the task was done right
+    without the governor and wrong with it, the last withheld call was needed whatever the replay says.
     """
     by_signature: dict[CallSignature, list[Value]] = {}
     for value in worth:
@@ -128,12 +131,13 @@ def _withheld(ungoverned: Run, governed: Run, worth: Sequence[Value]) -> list[bo
         proposed[signature] += 1
         if decision["action"] == Action.PASS or signature in delayed:
             continue
-        harmed = ungoverned.correct and not governed.correct
-        needed.append(not same[place].avoidable if place < len(same) else harmed)
+        needed.append(place < len(same) and not same[place].avoidable)
+    if needed and ungoverned.correct and not governed.correct:
+        needed[-1] = True
     return needed
 
 
-def _effectful(governed: Sequence[Run]) -> Share:
-    """Calls of the effectful tool that were withheld, of those that the model proposed."""
-    decisions = [d for run in governed for d in run.decisions if d["tool"] in EFFECTFUL]
+def effectful_withheld(governed: Sequence[Run], effectful: Collection[str]) -> Share:
+    """Calls of effectful tools that were withheld, of those that the model proposed."""
+    decisions = [d for run in governed for d in run.decisions if d["tool"] in effectful]
     return Share(sum(d["action"] != Action.PASS for d in decisions), len(decisions))

@@ -13,8 +13,7 @@ import torch
 from tokenizers import Tokenizer
 from torch.utils.data import IterableDataset, get_worker_info
 
-from governor_training.atlas.episodes import Episode, episodes
-from governor_training.atlas.world import load_world
+from governor_training.pretraining.episode import Episode, Recipe
 
 BLOCK = 2048
 """Episodes that are sorted by length together, so that batches need little padding."""
@@ -45,8 +44,11 @@ class Batch:
 class Batches(IterableDataset[Batch]):
     """Batches of at most `tokens` tokens, padding included, from block `start` on, without end."""
 
-    def __init__(self, tokenizer: Tokenizer, *, tokens: int, seed: int, start: int = 0) -> None:
-        self._tokenizer, self._tokens, self._seed, self._start = tokenizer, tokens, seed, start
+    def __init__(
+        self, tokenizer: Tokenizer, recipe: Recipe, *, tokens: int, seed: int, start: int = 0
+    ) -> None:
+        self._tokenizer, self._recipe = tokenizer, recipe
+        self._tokens, self._seed, self._start = tokens, seed, start
 
     def __iter__(self) -> Iterator[Batch]:
         worker = get_worker_info()
@@ -59,7 +61,7 @@ class Batches(IterableDataset[Batch]):
     def _block(self, block: int) -> Iterator[Batch]:
         rng = random.Random(f"{self._seed}/{block}")
         by_prefix: dict[str, list[Row]] = defaultdict(list)
-        for episode in islice(episodes(load_world(), rng), BLOCK):
+        for episode in islice(self._recipe.episodes(rng), BLOCK):
             by_prefix[episode.prefix].append(encode(self._tokenizer, episode))
         batches = [batch for prefix, rows in by_prefix.items() for batch in self._cut(prefix, rows, block)]
         rng.shuffle(batches)

@@ -1,0 +1,1 @@
+"""The evaluation of policies in an environment: `governor eval`."""
