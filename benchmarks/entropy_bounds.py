@@ -21,12 +21,12 @@ from governor.entropy import EntropyEstimate
 from governor.tokens import Token, tokens_from_logprobs
 from governor_server.engine import Engine
 from governor_server.settings import EngineSettings
-from governor_training.atlas import chat
 from governor_training.atlas.local import bundled_model
 from governor_training.atlas.questions import held_out_sample
-from governor_training.atlas.tokenizer import VOCABULARY
 from governor_training.atlas.tools import ANSWERING
 from governor_training.atlas.world import load_world
+from governor_training.pretraining import chat
+from governor_training.pretraining.tokenizer import VOCABULARY
 
 KS = (5, 20)
 SLACK = 1e-4
