@@ -81,7 +81,7 @@ def register(subparsers: Any) -> None:
     how.add_argument(
         "--learn",
         type=_count,
-        default=1000,
+        default=2000,
         help="training tasks the gate is fitted on (default: %(default)s)",
     )
     how.add_argument(

@@ -35,7 +35,7 @@ class Plan:
 
     tasks: int = 500
     seeds: tuple[int, ...] = (1, 2, 3)
-    learn: int = 1000
+    learn: int = 2000
     policies: tuple[str, ...] | None = None
     max_harm: float = 0.02
     concurrency: int = 16
