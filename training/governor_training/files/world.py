@@ -134,9 +134,7 @@ def line(key: str, value: str) -> str:
 
 def file_text(settings: Mapping[str, str], keys: Sequence[str], rng: random.Random) -> str:
     """A file with the lines of `keys` in any order; what `settings` does not fix is drawn."""
-    return "\n".join(
-        line(key, settings.get(key) or drawn(key, rng)) for key in rng.sample(keys, len(keys))
-    )
+    return "\n".join(line(key, settings.get(key) or drawn(key, rng)) for key in rng.sample(keys, len(keys)))
 
 
 @lru_cache
