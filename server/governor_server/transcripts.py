@@ -40,7 +40,7 @@ class TranscriptStore:
         self._file.start()
 
     def put(self, transcript: Transcript) -> None:
-        """Write a turn; the same turn of the same conversation is replaced."""
+        """Write a turn."""
         with self._lock:
             short = self._short(transcript)
             self._written[transcript.conversation] = (
@@ -74,7 +74,8 @@ def _likeness(message: Mapping[str, Any]) -> int:
 
 
 def _encode(transcript: Transcript) -> Row:
-    key = orjson.dumps([transcript.conversation, transcript.turn]).decode()
+    # By time, not by turn: a client that shortens its history comes to the same turn again.
+    key = orjson.dumps([transcript.conversation, transcript.created]).decode()
     return key, transcript.created, orjson.dumps(transcript.as_dict())
 
 
