@@ -37,6 +37,7 @@ _HERE = "governor_training.finetuning"
 COMMANDS: Mapping[str, Command] = {
     "collect": Command("play an environment through a governor and log it", f"{_HERE}.collect_command:run"),
     "prepare": Command("logs to rows that can be trained on", f"{_HERE}.prepare_command:run"),
+    "online": Command("fine-tune while tools are really called", f"{_HERE}.online_command:run"),
 }
 
 
