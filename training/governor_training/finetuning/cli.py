@@ -38,6 +38,7 @@ COMMANDS: Mapping[str, Command] = {
     "collect": Command("play an environment through a governor and log it", f"{_HERE}.collect_command:run"),
     "prepare": Command("logs to rows that can be trained on", f"{_HERE}.prepare_command:run"),
     "online": Command("fine-tune while tools are really called", f"{_HERE}.online_command:run"),
+    "export": Command("give a trained model to vLLM, and check it there", f"{_HERE}.export_command:run"),
 }
 
 
