@@ -40,6 +40,7 @@ from governor.probe import ProbeAnswer, probe_answer, probe_request, without_cal
 from governor.pruning import Pruning, StubReason, estimated_tokens, prune
 from governor.records import CallRecord
 from governor.request import ClientView, Json, result_ids
+from governor.transcript import Transcript
 from governor.turn import Turn
 
 
@@ -116,6 +117,8 @@ class Exchange:
         # A client that records token ids wants the sequence that was generated, not a message of several.
         self._acts = self.arm is Arm.GOVERNED and not body.get("return_token_ids")
         self._phase = _Phase.DECISION
+        self._answered: ProbeAnswer | None = None
+        self._now = now
         self._probe_failures: list[str] = []
         self._pruning = Pruning(body["messages"])
         self._generations = [self._generation(Purpose.REQUEST, ())]
@@ -209,6 +212,19 @@ class Exchange:
         """The known records of the calls whose results came with this request, with what they led to."""
         return self._ledger.completed(self._pruning)
 
+    @property
+    def transcript(self) -> Transcript | None:
+        """What was said; None before the generation was complete."""
+        if not self.complete:
+            return None
+        return Transcript.of(
+            self._body,
+            self._generations,
+            answered=self._answered,
+            conversation=self.conversation,
+            created=self._now,
+        )
+
     # The course of the exchange
 
     def admission(self) -> Ask:
@@ -284,6 +300,7 @@ class Exchange:
     def interrupted(self) -> Deliver:
         """Something broke: all that waits goes out as upstream sent it, and calls withheld last pass after
         all."""
+        self._answered = None
         current = self._generations[-1]
         current.decisions = ()
         if current.purpose is Purpose.REQUEST:
@@ -467,6 +484,7 @@ class Exchange:
         return self._whole(self._delivery.body())
 
     def _deliver_probe(self, generation: Generation, probe: ProbeAnswer) -> Deliver:
+        self._answered = probe
         if self.streams:
             return self._chunks(self._delivery.answer_chunks(generation, probe))
         return self._whole(self._delivery.answer_body(generation, probe))

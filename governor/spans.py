@@ -12,9 +12,11 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from itertools import groupby
-from typing import Final
+from typing import Final, TypeVar
 
 from governor.tokens import Token
+
+Item = TypeVar("Item")
 
 
 class SpanKind(StrEnum):
@@ -96,9 +98,9 @@ def spans(texts: Sequence[str], markup: Markup, *, starts_in_reasoning: bool = F
 
 
 def segment(
-    tokens: Sequence[Token], spans: Sequence[Span], kinds: Collection[SpanKind] = FREE_KINDS
-) -> tuple[Token, ...]:
-    """The tokens of the spans of `kinds`, in order."""
+    tokens: Sequence[Item], spans: Sequence[Span], kinds: Collection[SpanKind] = FREE_KINDS
+) -> tuple[Item, ...]:
+    """The tokens of the spans of `kinds`, or what else there is one of for each token, in order."""
     return tuple(token for span in spans if span.kind in kinds for token in tokens[span.start : span.stop])
 
 

@@ -24,6 +24,7 @@ from governor_server.metrics import Metrics, process_registry
 from governor_server.proxy import Proxy
 from governor_server.settings import Settings
 from governor_server.store import RecordStore
+from governor_server.transcripts import TranscriptStore
 from governor_server.upstream import Upstream, UpstreamError
 
 CHAT = "/v1/chat/completions"
@@ -88,6 +89,14 @@ class GovernorApp:
             ttl_s=settings.store.ttl_s,
             on_error=metrics.store_errors_total.inc,
         )
+        self.transcripts: TranscriptStore | None = None
+        if settings.store.keep_conversations:
+            self.transcripts = TranscriptStore(
+                settings.store.path,
+                max_turns=settings.store.max_records,
+                ttl_s=settings.store.ttl_s,
+                on_error=metrics.store_errors_total.inc,
+            )
         metrics.watch_conversations(lambda: self.store.conversations)
         self._call_start_id = call_start_id
         self._call_start_unknown = call_start_id is None
@@ -101,6 +110,7 @@ class GovernorApp:
             new_id=lambda: uuid.uuid4().hex,
             probe_timeout_s=settings.probe.timeout_s,
             probe_when_observing=settings.observe.probe,
+            transcripts=self.transcripts,
         )
         self.gatekeeper: Gatekeeper | None = None
         if settings.governance.policy == CALIBRATED:
@@ -167,6 +177,8 @@ class GovernorApp:
             await self.proxy.close()
         self.store.close()
         self.feedback.close()
+        if self.transcripts is not None:
+            self.transcripts.close()
         await send({"type": "lifespan.shutdown.complete"})
 
     async def _learn_call_start(self) -> None:

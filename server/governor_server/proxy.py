@@ -23,6 +23,7 @@ from governor.exchange import Ask, Deliver, Exchange, Explain, Purpose, Step
 from governor.governance import Governance
 from governor.records import CallRecord
 from governor.request import Json, result_ids, untouched
+from governor.transcript import Transcript
 from governor_server import sse
 from governor_server.asgi import (
     ClientGone,
@@ -67,6 +68,12 @@ class Records(Protocol):
     def conversation(self, call_ids: tuple[str, ...]) -> str | None: ...
 
 
+class Transcripts(Protocol):
+    """Where the texts of conversations are kept, if they are."""
+
+    def put(self, transcript: Transcript) -> None: ...
+
+
 @dataclass(slots=True)
 class Proxy:
     """What all requests share. `governance` may be replaced while the proxy runs; `by_model` holds those of
@@ -84,6 +91,7 @@ class Proxy:
     probe_timeout_s: float = 10.0
     probe_when_observing: bool = True
     by_model: Mapping[str, Governance] = field(default_factory=dict)
+    transcripts: Transcripts | None = None
     reviews: set[asyncio.Task[None]] = field(default_factory=set)
 
     async def chat(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -449,6 +457,9 @@ class GovernedChat:
             account(self._exchange, self._proxy.metrics)
             for record in self._exchange.records():
                 self._proxy.records.put(record)
+            kept = self._proxy.transcripts
+            if kept is not None and (transcript := self._exchange.transcript) is not None:
+                kept.put(transcript)
 
 
 def account(exchange: Exchange, metrics: Metrics) -> None:

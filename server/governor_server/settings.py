@@ -38,6 +38,7 @@ from governor.rules import Budgets, RuleSettings
 from governor.spans import Markup, SpanKind
 from governor_server import policies
 from governor_server.errors import SettingsError
+from governor_server.store import IN_MEMORY
 
 CONFIG_VARIABLE = "GOVERNOR_CONFIG"
 DEFAULT_CONFIG = Path("governor.yaml")
@@ -234,12 +235,20 @@ class MarkupSettings(Section):
 
 
 class StoreSettings(Section):
-    """Where records of calls are kept, how many and how long."""
+    """Where records of calls are kept, how many and how long. `keep_conversations`: with all that was said,
+    to fine-tune a model on."""
 
     path: str = Field(default_factory=lambda: str(_state_home() / "records.db"))
     max_records: Count = 20_000
     ttl_s: Seconds = 7 * 24 * 3600.0
     keep_text: bool = False
+    keep_conversations: bool = False
+
+    @model_validator(mode="after")
+    def _somewhere(self) -> Self:
+        if self.keep_conversations and self.path == IN_MEMORY:
+            raise ValueError("keep_conversations needs a file: give store.path one")
+        return self
 
 
 class Settings(BaseSettings):

@@ -7,6 +7,7 @@ are counted with the message they belong to.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Mapping
 from itertools import count
 from typing import Any
@@ -15,17 +16,21 @@ from governor.exchange import Ask, Exchange, Explain, Purpose, Step
 from governor.governance import Governance
 from governor.records import CallRecord
 from governor.request import result_ids, untouched
+from governor.transcript import Transcript
 from governor_training.evaluation.cache import Upstream, UpstreamRefused
 
 
 class Driver:
     """Answers chat requests as a governor with `governance` would; `records` has what it found out, by call
-    id. Time is the number of requests so far."""
+    id. Time is the number of requests so far. With `keep_transcripts`, `transcripts` has what was said, by
+    conversation."""
 
-    def __init__(self, upstream: Upstream, governance: Governance) -> None:
+    def __init__(self, upstream: Upstream, governance: Governance, *, keep_transcripts: bool = False) -> None:
         self._upstream, self._governance = upstream, governance
         self._clock = count()
+        self._keep_transcripts = keep_transcripts
         self.records: dict[str, CallRecord] = {}
+        self.transcripts: defaultdict[str, list[Transcript]] = defaultdict(list)
 
     async def __call__(self, body: dict[str, Any], conversation: str) -> Mapping[str, Any]:
         """The response with the explanation in `governor`. Raises `UpstreamRefused`, and what the policy
@@ -46,6 +51,8 @@ class Driver:
         for error in exchange.policy_errors:
             raise error
         self.records.update((record.call_id, record) for record in exchange.records())
+        if self._keep_transcripts and (said := exchange.transcript) is not None:
+            self.transcripts[conversation].append(said)
         return {**_told(response), "governor": exchange.explanation()}
 
     async def _delivered(self, exchange: Exchange) -> Mapping[str, Any]:

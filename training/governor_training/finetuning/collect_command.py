@@ -1,0 +1,139 @@
+"""`governor train collect`: plays an environment through a governor in this process, and logs it."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+from collections.abc import Sequence
+from contextlib import AsyncExitStack
+from dataclasses import replace
+from pathlib import Path
+
+from rich.console import Console
+
+from governor.calls import ToolCatalog
+from governor.errors import GovernorError
+from governor.experiment import Experiment
+from governor.governance import Governance
+from governor.policies.table import find_kind
+from governor.probe import ProbeSettings
+from governor.spans import Markup
+from governor_training.environment import Environment, NotEnoughTasks
+from governor_training.errors import UsageError
+from governor_training.evaluation.cache import HttpUpstream, Upstream
+from governor_training.evaluation.places import Place, api_key, base_governance
+from governor_training.evaluation.sweep import governed, measuring
+from governor_training.finetuning.collection import Collector, summary
+from governor_training.finetuning.logs import Writer
+from governor_training.finetuning.trajectory import Trajectory
+from governor_training.inprocess import InProcess
+
+EXAMPLES = """\
+examples:
+  governor train collect --out logs.jsonl                        the bundled atlas, 1000 training tasks
+  governor train collect --policy threshold --out governed.jsonl    with calls withheld
+  governor train collect --upstream http://gpu-box:8000 --environment my_package.tasks:make --out logs.jsonl
+
+Without --upstream the model runs in this process. Without --policy nothing is withheld, and every call is
+labelled by a pair of forced answers.
+"""
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Raises `TrainingError`."""
+    options = _parser().parse_args(arguments)
+    place = Place.of(
+        environment=options.environment,
+        dataset=options.dataset,
+        tools=options.tools,
+        score_by=options.scorer,
+        upstream=options.upstream,
+        model=options.model,
+    )
+    console = Console()
+    try:
+        found = asyncio.run(_collect(options, place, console))
+    except NotEnoughTasks as error:
+        raise UsageError(f"{error} (use fewer --tasks)") from None
+    with Writer(options.out) as out:
+        for trajectory in found:
+            out.put(trajectory.as_row())
+    figures = summary(found)
+    console.print(
+        f"{figures['conversations']:.0f} conversations, {figures['score']:.1%} right,"
+        f" {figures['calls']:.2f} calls each: {options.out}"
+    )
+    return 0
+
+
+async def _collect(options: argparse.Namespace, place: Place, console: Console) -> list[Trajectory]:
+    async with AsyncExitStack() as stack:
+        upstream: Upstream
+        if options.upstream:
+            upstream = await stack.enter_async_context(
+                HttpUpstream(place.served.upstream or "", api_key=api_key())
+            )
+            base = base_governance(place.environment, options.upstream, place.served.vocab_size)
+        else:
+            engine = InProcess.load(str(place.served.model))
+            upstream, base = engine, governance(place.environment, engine)
+        collector = Collector(
+            place.environment,
+            upstream,
+            _acting(base, options.policy),
+            place.served.name,
+            temperature=options.temperature,
+            max_turns=options.max_turns,
+            max_tokens=options.max_tokens,
+            concurrency=options.concurrency,
+        )
+        return await collector.collect(options.tasks, options.rollouts, options.seed, console)
+
+
+def governance(environment: Environment, engine: InProcess) -> Governance:
+    """The product's own defaults for these tools and the model in this process, observing."""
+    start = Markup().call[0]
+    return Governance(
+        vocab_size=engine.vocab_size,
+        catalog=ToolCatalog(tuple(sorted(environment.read_only)), tuple(sorted(environment.effectful))),
+        probe=ProbeSettings(
+            call_start_id=engine.token_id(start),
+            call_start=start,
+            chat_template_kwargs={"enable_thinking": False},
+        ),
+    )
+
+
+def _acting(base: Governance, policy: str | None) -> Governance:
+    if policy is None:
+        return measuring(base)
+    try:
+        acting = governed(base, find_kind(policy).make())
+    except GovernorError as error:
+        raise UsageError(error.detail) from None
+    return replace(acting, experiment=Experiment(labels=1.0))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="governor train collect",
+        description=__doc__,
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="JSON Lines or parquet")
+    parser.add_argument("--environment", default="atlas", metavar="NAME", help="or files, or module:factory")
+    parser.add_argument("--dataset", type=Path, metavar="FILE", help="questions and answers instead")
+    parser.add_argument("--tools", metavar="MODULE", help="the module with the data set's tools")
+    parser.add_argument("--scorer", default="contains", help="of the data set's answers (contains)")
+    parser.add_argument("--upstream", metavar="URL", help="a server to ask (a model in this process)")
+    parser.add_argument("--model", metavar="NAME", help="served name with --upstream, else a folder")
+    parser.add_argument("--policy", metavar="NAME", help="withhold calls by it (nothing is withheld)")
+    parser.add_argument("--tasks", type=int, default=1000, help="training tasks (1000)")
+    parser.add_argument("--rollouts", type=int, default=1, help="conversations of each task (1)")
+    parser.add_argument("--seed", type=int, default=1, help="which tasks (1)")
+    parser.add_argument("--temperature", type=float, default=1.0, help="of the agent (1.0)")
+    parser.add_argument("--max-turns", type=int, default=8, help="of a conversation (8)")
+    parser.add_argument("--max-tokens", type=int, default=128, help="of an answer (128)")
+    parser.add_argument("--concurrency", type=int, default=128, help="conversations at once (128)")
+    return parser

@@ -1,0 +1,78 @@
+"""What a conversation might have been without the calls that changed nothing.
+
+The governor asks for a forced answer before a call and after its result, at the same position. Where both
+are the same, the model would have answered the same without the call; so the conversation without the call
+and its result is one that it might as well have had, and its score is known. Nothing is played again.
+
+What is left is spliced: a later turn was generated with the result in view. Its thought may mention it, and
+then it is a worse example than a real one; with results that changed nothing, it rarely does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import replace
+
+from governor.labels import Label
+from governor.rewards.baselines import RIGHT
+from governor_training.environment import Message
+from governor_training.finetuning.trajectory import LoggedCall, Trajectory
+
+IDLE = frozenset({Label.LOW_VALUE, Label.CONFIRMATION})
+"""The answer was the same before and after."""
+
+
+def shortened(trajectory: Trajectory, labels: Collection[Label] = IDLE) -> Trajectory | None:
+    """The conversation without its executed read-only calls of these labels; None where it was not right, or
+    where there is nothing to leave out.
+
+    A turn of several calls is left out only as a whole. A turn in which the model spoke to the user stays.
+    """
+    if trajectory.score is None or trajectory.score < RIGHT:
+        return None
+    idle = {turn for turn in _turns(trajectory) if _is_idle(trajectory, turn, labels)}
+    if not idle:
+        return None
+    messages: list[Message] = []
+    number, gone = -1, False
+    kept: dict[int, int] = {}
+    for message in trajectory.messages:
+        if message["role"] == "assistant":
+            number += 1
+            gone = number in idle
+            if not gone:
+                kept[number] = len(kept)
+        elif message["role"] != "tool":
+            gone = False
+        if not gone:
+            messages.append(message)
+    calls = [replace(call, turn=kept[call.turn]) for call in trajectory.calls if call.turn in kept]
+    proposals = {kept[turn]: said for turn, said in trajectory.proposals.items() if turn in kept}
+    return replace(
+        trajectory,
+        id=f"{trajectory.id} shortened",
+        messages=messages,
+        calls=[_unmeasured(call) for call in calls],
+        proposals=proposals,
+        kind="shortened",
+    )
+
+
+def _turns(trajectory: Trajectory) -> range:
+    return range(trajectory.given, trajectory.turns)
+
+
+def _is_idle(trajectory: Trajectory, turn: int, labels: Collection[Label]) -> bool:
+    calls = [call for call in trajectory.calls if call.turn == turn]
+    said = [message for message in trajectory.messages if message["role"] == "assistant"][turn]
+    return bool(
+        calls
+        and len(calls) == len(said.get("tool_calls") or ())
+        and not (said.get("content") or "").strip()
+        and all(call.read_only and not call.withheld and call.label in labels for call in calls)
+    )
+
+
+def _unmeasured(call: LoggedCall) -> LoggedCall:
+    """The entropies were those of another context."""
+    return replace(call, before=None, after=None)
