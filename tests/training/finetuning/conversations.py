@@ -26,7 +26,9 @@ def result(id: str, content: str = "Oslo") -> dict[str, Any]:
 
 
 def logged(id: str, turn: int, label: Label | None = Label.LOW_VALUE, **more: Any) -> LoggedCall:
-    return LoggedCall(id, "lookup", turn, read_only=True, label=label, **more)
+    """A call whose forced answer was sure."""
+    given: dict[str, Any] = {"read_only": True, "margin": 0.95, **more}
+    return LoggedCall(id, "lookup", turn, label=label, **given)
 
 
 def conversation(calls: Sequence[LoggedCall], **more: Any) -> Trajectory:

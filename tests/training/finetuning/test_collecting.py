@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,18 +13,12 @@ import torch
 from governor.entropy import estimate
 from governor.spans import Markup
 from governor_server.cli import main
-from governor_training.atlas.environment import AtlasEnvironment, bundled_model
+from governor_training.atlas.environment import AtlasEnvironment
 from governor_training.environment import Split
 from governor_training.finetuning.logs import read
 from governor_training.inprocess import InProcess, parsed
 
 QUESTION = "What is the capital of Germany?"
-
-
-@pytest.fixture(scope="module")
-def engine() -> Iterator[InProcess]:
-    torch.set_num_threads(1)
-    yield InProcess.load(bundled_model())
 
 
 def body(**more: Any) -> dict[str, Any]:

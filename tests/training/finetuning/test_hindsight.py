@@ -44,6 +44,13 @@ def test_only_a_right_conversation_is_shortened(score: float | None) -> None:
     assert shortened(conversation([logged("c1", 0)], score=score)) is None
 
 
+@pytest.mark.parametrize("margin", [0.5, None])
+def test_a_guess_that_stayed_is_not_knowledge(margin: float | None) -> None:
+    """It may have been right by luck; whoever learns from it learns to guess."""
+    assert shortened(conversation([logged("c1", 0, margin=margin)])) is None
+    assert shortened(conversation([logged("c1", 0, margin=0.5)]), least_margin=0.5) is not None
+
+
 @pytest.mark.parametrize("read_only", [False, None])
 def test_what_has_an_effect_is_never_left_out(read_only: bool | None) -> None:
     """A model that learns to skip a booking is broken."""

@@ -38,8 +38,9 @@ class RowError(UsageError):
 class LoggedCall:
     """One call that the model proposed. `turn` is the number of its message among the model's own, from 0;
     entropies, gain and label as in the governor's records. `read_only` None: nobody said what the tool does.
-    `withheld`: the agent never got it. `answer_before` is the forced answer in its place, "" where texts are
-    not kept; the fingerprints of the answers before and after it always are.
+    `withheld`: the agent never got it. `margin` is the least lead of the first token over the second in
+    the forced answer in its place, in [0, 1], and `answer_before` the text of that, "" where texts are not
+    kept; the fingerprints of the answers before and after it always are.
     """
 
     id: str
@@ -54,6 +55,7 @@ class LoggedCall:
     gain: float | None = None
     changed: bool | None = None
     label: Label | None = None
+    margin: float | None = None
     answer_before: str = ""
     fingerprint_before: str = ""
     fingerprint_after: str = ""
@@ -75,6 +77,7 @@ class LoggedCall:
             record.gain,
             record.answer_changed,
             record.label,
+            before.least_margin if before else None,
             before.text if before else "",
             before.fingerprint if before else "",
             after.fingerprint if after else "",
