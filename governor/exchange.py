@@ -70,6 +70,9 @@ class Deliver:
 
 Step = Ask | Deliver
 
+DELIVERED_MARGIN = 0.9
+"""Least lead of the first token over the second, in every token of a forced answer that the client gets."""
+
 STRONGEST_FIRST = (Action.ANSWER, Action.NOTICE, Action.DROP)
 
 
@@ -419,8 +422,12 @@ class Exchange:
         )
 
     def _chosen_action(self) -> Action:
-        """An answer without tools would also keep the model from calls that may not be withheld."""
+        """An answer without tools would also keep the model from calls that may not be withheld; and one that
+        the model is not sure of is not given in its name: after a notice it may think, or ask again."""
         if self._governance.action == "notice" or not self._judge.only_read_only:
+            return Action.NOTICE
+        forced = self._generations[-1].forced
+        if self._governance.action == "auto" and forced and forced.least_margin < DELIVERED_MARGIN:
             return Action.NOTICE
         return Action.ANSWER
 

@@ -4,7 +4,7 @@ LLM Agents".
 With m informative calls of n, I_k = 1 for an informative one, and the score of the final answer (F1, or right
 or wrong):
 
-- sparse, one figure for the conversation: score * m / n;
+- sparse, one figure for the conversation: score * m / n, or less of it at stake;
 - dense, one for each call: score * (1 + alpha * I_k).
 
 Both are gated by the score: a wrong answer earns nothing by good calls. Under the defaults no conversation
@@ -22,8 +22,8 @@ from governor.rewards.settings import OverCalls, RewardSettings
 
 
 def sparse_reward(score: float, calls: Sequence[CallTurn], settings: RewardSettings) -> float:
-    """score * m / n, in [0, score]. Without calls score * `no_calls`; the score itself where none of the
-    calls is to be judged.
+    """score * (1 - stake * (1 - m / n)), in [0, score]; the stake is 1 in the paper. Without calls score *
+    `no_calls`; the score itself where none of the calls is to be judged.
 
     Raises ValueError on a score outside of [0, 1].
 
@@ -34,7 +34,8 @@ def sparse_reward(score: float, calls: Sequence[CallTurn], settings: RewardSetti
     if not calls:
         return score * settings.no_calls
     known = [value for value in judged(calls, settings) if value is not None]
-    return score * sum(known) / len(known) if known else score
+    share = sum(known) / len(known) if known else 1.0
+    return score * (1 - settings.stake * (1 - share))
 
 
 def dense_rewards(score: float, calls: Sequence[CallTurn], settings: RewardSettings) -> list[float | None]:

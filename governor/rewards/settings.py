@@ -81,6 +81,10 @@ class RewardSettings:
         What a conversation without calls gets under the sparse reward, as a share of its score. Unknown in
         the paper. 1: not calling is as good as calling well, so that calls which do not raise the score go.
         0: a conversation without calls earns nothing, which forbids answering from memory.
+    stake
+        Share of the score that the calls decide under the sparse reward. 1, as in the paper: a right answer
+        after useless calls is worth as little as a wrong one, so that a policy which cannot tell yet what it
+        knows is best off without any calls. Less: being right comes first (ours).
     alpha
         Weight of an informative call in the dense reward. Unknown in the paper.
     over_calls
@@ -95,6 +99,7 @@ class RewardSettings:
     spare_conflicts: bool = True
     unknown: Unknown = Unknown.UNINFORMATIVE
     no_calls: float = 1.0
+    stake: float = 1.0
     alpha: float = 0.5
     over_calls: OverCalls = OverCalls.MEAN
 
@@ -103,6 +108,7 @@ class RewardSettings:
             ("dead_zone", 0.0, float("inf")),
             ("ramp", 0.0, float("inf")),
             ("no_calls", 0.0, 1.0),
+            ("stake", 0.0, 1.0),
             ("alpha", 0.0, float("inf")),
         ):
             if not least <= getattr(self, name) <= most:

@@ -17,10 +17,11 @@ from prometheus_client import CollectorRegistry
 
 from governor.decision import Mode
 from governor.governance import Governance
+from governor_server.asgi import Receive, Scope, Send
 from governor_server.feedback import EFFECT, FEEDBACK, FeedbackStore, feedback_routes
 from governor_server.gatekeeper import CALIBRATED, Gatekeeper
 from governor_server.metrics import Metrics, process_registry
-from governor_server.proxy import Proxy, Receive, Scope, Send
+from governor_server.proxy import Proxy
 from governor_server.settings import Settings
 from governor_server.store import RecordStore
 from governor_server.transcripts import TranscriptStore

@@ -257,6 +257,18 @@ def test_a_confident_probe_becomes_the_answer(stream: bool, content: str) -> Non
 
 
 @BOTH
+def test_an_answer_that_the_model_is_not_sure_of_is_not_given_in_its_name(stream: bool) -> None:
+    """A policy may withhold a call that will bring nothing where the model does not know either: it is told,
+    and may think, or ask again. Who chose the action `answer` gets it nevertheless."""
+    bold = replace(ENFORCE, policy=ThresholdPolicy(margin=0.0, entropy=10.0))
+    told = drive(start(stream, bold), Generated(calls=[NORWAY]), Generated(content="Oslo."), probe=UNSURE)
+    assert told.exchange.decisions[0].action is Action.NOTICE
+    assert [ask.purpose for ask in told.asked] == [Purpose.PROBE, Purpose.CONTINUATION]
+    answered = drive(start(stream, replace(bold, action="answer")), Generated(calls=[NORWAY]), probe=UNSURE)
+    assert answered.exchange.decisions[0].action is Action.ANSWER
+
+
+@BOTH
 def test_the_logprobs_of_an_answer_are_those_of_its_text(stream: bool) -> None:
     """A client that asked for logprobs gets none of the withheld call's."""
     asking = start(stream, logprobs=True, top_logprobs=2)

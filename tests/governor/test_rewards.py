@@ -60,6 +60,7 @@ settings = st.builds(
     spare_conflicts=st.booleans(),
     unknown=st.sampled_from(Unknown),
     no_calls=st.floats(0.0, 1.0),
+    stake=st.floats(0.0, 1.0),
     alpha=st.floats(0.0, 2.0),
     over_calls=st.sampled_from(OverCalls),
 )
@@ -102,6 +103,21 @@ def test_a_call_is_what_its_record_says() -> None:
     turn = CallTurn.of_record(record)
     assert turn == CallTurn(1.0, 0.25, gain=0.375, changed=True)
     assert turn.reduction == record.entropy_reduction == 0.75
+
+
+def test_with_less_at_stake_a_right_answer_is_worth_more_than_a_wrong_one() -> None:
+    """Under the paper's reward both are worth nothing after useless calls, and a policy that guesses half of
+    the answers does better than one that looks them all up: half of the facts it looks up it knew."""
+    careful = RewardSettings(stake=0.5)
+
+    def looks_up_all(chosen: RewardSettings) -> float:
+        return (sparse_reward(1.0, [INFORMATIVE], chosen) + sparse_reward(1.0, [WASTED], chosen)) / 2
+
+    def guesses_all(chosen: RewardSettings) -> float:
+        return (sparse_reward(0.0, [], chosen) + sparse_reward(1.0, [], chosen)) / 2
+
+    assert looks_up_all(DEFAULTS) == guesses_all(DEFAULTS) == 0.5
+    assert (looks_up_all(careful), guesses_all(careful)) == (0.75, 0.5)
 
 
 @given(scores, st.lists(call, max_size=8), settings)

@@ -127,6 +127,16 @@ def test_figures_count_what_they_say() -> None:
     assert not figures.non_inferior
 
 
+def test_what_long_results_cost_is_not_thinned_by_short_conversations() -> None:
+    """Pruning is judged where there is something to prune, and by the agent's own prompts."""
+    base = [Played(1, name, 1.0, 3, prompt_tokens=100, long=name == "a") for name in "ab"]
+    runs = [Played(1, name, 1.0, 3, prompt_tokens=40 if name == "a" else 100) for name in "ab"]
+    figures = Figures.of(runs, base)
+    assert figures.long == 1
+    assert figures.long_prompt_change is not None and figures.long_prompt_change.value == -0.6
+    assert Figures.of(base[1:], base[1:]).long_prompt_change is None
+
+
 def test_runs_of_other_tasks_are_not_compared() -> None:
     """A shift by one task would look like noise."""
     with pytest.raises(ValueError, match="same tasks"):

@@ -94,8 +94,11 @@ class OpenAIChat:
 
     @classmethod
     def at(cls, url: str, *, api_key: str = "none", explain: str = "") -> OpenAIChat:
-        """The server at `url` (without `/v1`); `explain` is what a governor there is asked to tell."""
-        client = AsyncOpenAI(base_url=f"{url}/v1", api_key=api_key, timeout=600, max_retries=0)
+        """The server at `url` (without `/v1`); `explain` is what a governor there is asked to tell.
+
+        The client tries again as it does by default: between two turns a server may close the connection.
+        """
+        client = AsyncOpenAI(base_url=f"{url}/v1", api_key=api_key, timeout=600)
         return cls(client, {"x-governor-explain": explain} if explain else {})
 
     async def __call__(self, body: dict[str, Any], conversation: str) -> Mapping[str, Any]:

@@ -205,7 +205,7 @@ class _AllEnded:
         return torch.tensor([done >= limit for limit in self.limits], device=input_ids.device)
 
 
-class _AsAsked(LogitsProcessor):  # type: ignore[misc]
+class _AsAsked(LogitsProcessor):
     """Each row with its own temperature and bans: one batch serves requests of every kind."""
 
     def __init__(self, temperatures: torch.Tensor, bias: torch.Tensor | None) -> None:

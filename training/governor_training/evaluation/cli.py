@@ -81,7 +81,7 @@ def register(subparsers: Any) -> None:
     how.add_argument(
         "--learn",
         type=_count,
-        default=1000,
+        default=2000,
         help="training tasks the gate is fitted on (default: %(default)s)",
     )
     how.add_argument(
@@ -90,7 +90,12 @@ def register(subparsers: Any) -> None:
     how.add_argument(
         "--max-harm", type=_share, default=0.02, help="of the headline's gate (default: %(default)s)"
     )
-    how.add_argument("--concurrency", type=_count, default=4, help="tasks at once (default: %(default)s)")
+    how.add_argument(
+        "--concurrency",
+        type=_count,
+        default=16,
+        help="tasks at once (default: %(default)s; those that are timed: 4)",
+    )
     how.add_argument(
         "--timed", type=int, default=500, help="tasks through real servers; 0: none (default: %(default)s)"
     )

@@ -57,11 +57,18 @@ class Place:
         model: str | None,
     ) -> Place:
         """From the options of the command. Raises `UsageError`."""
-        chosen = _dataset(dataset, tools, score_by) if dataset else _environment(environment)
+        chosen = environment_of(environment, dataset, tools, score_by)
         if upstream is None:
-            return cls(chosen, Served(_name(chosen, model), model or _bundled_model(environment, dataset)))
+            bundled = None if dataset is not None else environment
+            return cls(chosen, Served(_name(chosen, model), model or bundled_model(bundled)))
         name = model or chosen.model_name or first_model(upstream)
         return cls(chosen, Served(name, upstream=upstream))
+
+
+def environment_of(name: str, dataset: Path | None, tools: str | None, score_by: str) -> Environment:
+    """The environment `name`, or the one that a data set and a module of tools make. Raises
+    `UsageError`."""
+    return _dataset(dataset, tools, score_by) if dataset else _environment(name)
 
 
 def _environment(text: str) -> Environment:
@@ -83,8 +90,9 @@ def _name(environment: Environment, model: str | None) -> str:
     return environment.model_name or Path(model or "model").name
 
 
-def _bundled_model(environment: str, dataset: Path | None) -> Path:
-    if dataset is not None or environment not in BUNDLED:
+def bundled_model(environment: str | None) -> Path:
+    """The folder of the model that comes with an environment. Raises `UsageError`."""
+    if environment is None or environment not in BUNDLED:
         raise UsageError("no model is bundled for this: use --upstream URL, or --model FOLDER")
     module = load_module(BUNDLED[environment].partition(":")[0])
     folder = Path(module.bundled_model())

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from statistics import median
 from typing import Any
 
 from governor.decision import Reason
+from governor.pruning import estimated_tokens
 from governor_training.agent import RIGHT, Run
 from governor_training.compare import effectful_withheld, removals, withheld_needed
 from governor_training.evaluation.statistics import (
@@ -23,6 +24,9 @@ from governor_training.replay import Value
 MARGIN = 0.01
 """The loss of accuracy, one point, that non-inferiority must exclude."""
 
+LONG_RESULT = 256
+"""Estimated tokens of a result that is worth pruning."""
+
 
 @dataclass(frozen=True, slots=True)
 class Truth:
@@ -36,7 +40,8 @@ class Truth:
 class Played:
     """One run, judged. `removed` has an entry for each avoidable call of the ungoverned run, `needed` one for
     each call withheld for good, in order. Tokens: what the agent's own requests cost, and what the governor
-    added. `saved_tokens`: by how much pruning made the prompts shorter."""
+    added. `saved_tokens`: by how much pruning made the prompts shorter. `long`: ungoverned, the conversation
+    has a long result."""
 
     seed: int
     task: str
@@ -54,6 +59,7 @@ class Played:
     completion_tokens: int = 0
     added: Mapping[str, int] = field(default_factory=dict)
     saved_tokens: int = 0
+    long: bool = False
 
     @classmethod
     def of(cls, run: Run, truth: Truth, effectful: Collection[str], seed: int) -> Played:
@@ -77,6 +83,7 @@ class Played:
             completion_tokens=run.tokens["completion"] - _of_kind(own, "completion"),
             added=dict(own),
             saved_tokens=sum((said.get("pruning") or {}).get("saved_tokens", 0) for said in run.explanations),
+            long=_is_long(truth.run),
         )
 
     @classmethod
@@ -93,6 +100,7 @@ class Played:
             seconds=run.seconds,
             prompt_tokens=run.tokens["prompt"] - _of_kind(own, "prompt"),
             completion_tokens=run.tokens["completion"] - _of_kind(own, "completion"),
+            long=_is_long(run),
         )
 
     @property
@@ -108,6 +116,10 @@ class Played:
         return self.prompt_tokens + self.completion_tokens + self.added_tokens
 
 
+def _is_long(run: Run) -> bool:
+    return any(estimated_tokens(call.result) >= LONG_RESULT for call in run.calls)
+
+
 def _of_kind(tokens: Counter[str], kind: str) -> int:
     return sum(number for name, number in tokens.items() if name.endswith(f"_{kind}"))
 
@@ -115,7 +127,8 @@ def _of_kind(tokens: Counter[str], kind: str) -> int:
 @dataclass(frozen=True, slots=True)
 class Figures:
     """The figures of one setting over all tasks and seeds. Intervals are 95%; those over tasks resample
-    tasks, the seeds of one together. Tokens are means a task."""
+    tasks, the seeds of one together. Tokens are means a task. `long_prompt_change` is that of the agent's
+    prompt tokens in the `long` conversations, `long_difference` that of their accuracy; None without any."""
 
     tasks: int
     accuracy: Interval
@@ -141,6 +154,9 @@ class Figures:
     total_tokens: float
     tokens_change: Interval
     saved_tokens: float
+    long: int
+    long_prompt_change: Interval | None
+    long_difference: Interval | None
 
     @classmethod
     def of(cls, played: Sequence[Played], base: Sequence[Played]) -> Figures:
@@ -148,9 +164,9 @@ class Figures:
         if [(one.seed, one.task) for one in played] != [(one.seed, one.task) for one in base]:
             raise ValueError("the runs are not of the same tasks in the same order")
         tasks = [one.task for one in played]
-        difference = mean_interval(
-            [float(a.correct) - b.correct for a, b in zip(played, base, strict=True)], tasks
-        )
+        difference = _difference(played, base)
+        pairs = [(a, b) for a, b in zip(played, base, strict=True) if b.long]
+        long, long_base = [a for a, _ in pairs], [b for _, b in pairs]
         removed = [gone for one in played for gone in one.removed]
         needed = [bad for one in played for bad in one.needed]
         first = [one.needed[0] for one in played if one.needed]
@@ -179,8 +195,13 @@ class Figures:
             probe_tokens=_mean([_starting(one, ("probe", "label")) for one in added]),
             continuation_tokens=_mean(continuation),
             total_tokens=_mean([one.total_tokens for one in played]),
-            tokens_change=_relative_change(played, base),
+            tokens_change=_relative_change(played, base, lambda one: one.total_tokens),
             saved_tokens=_mean([one.saved_tokens for one in played]),
+            long=len(long),
+            long_prompt_change=_relative_change(long, long_base, lambda one: one.prompt_tokens)
+            if long
+            else None,
+            long_difference=_difference(long, long_base) if long else None,
         )
 
     def as_dict(self) -> dict[str, Any]:
@@ -211,9 +232,17 @@ def _mean(values: Sequence[float]) -> float:
     return sum(values) / len(values)
 
 
-def _relative_change(played: Sequence[Played], base: Sequence[Played]) -> Interval:
-    """The change of all tokens as a share of the ungoverned ones, with the interval of the mean paired
+def _difference(played: Sequence[Played], base: Sequence[Played]) -> Interval:
+    """Of the accuracy, paired by task."""
+    changes = [float(a.correct) - b.correct for a, b in zip(played, base, strict=True)]
+    return mean_interval(changes, [one.task for one in played])
+
+
+def _relative_change(
+    played: Sequence[Played], base: Sequence[Played], tokens: Callable[[Played], int]
+) -> Interval:
+    """The change of `tokens` as a share of the ungoverned ones, with the interval of the mean paired
     difference."""
-    before = _mean([one.total_tokens for one in base]) or 1.0
-    changes = [(a.total_tokens - b.total_tokens) / before for a, b in zip(played, base, strict=True)]
+    before = _mean([tokens(one) for one in base]) or 1.0
+    changes = [(tokens(a) - tokens(b)) / before for a, b in zip(played, base, strict=True)]
     return mean_interval(changes, [one.task for one in played])

@@ -26,6 +26,8 @@ COLOURS = {
 }
 MARKERS = "osD^vP*Xh"
 DPI = 120
+NEAR_POINTS = 2
+"""How far below the best accuracy the enlarged part of the frontier goes."""
 
 
 def draw(report: Report, out: Path) -> list[Path]:
@@ -63,7 +65,31 @@ def _close(figure: Any) -> None:
 
 
 def _frontier(evaluated: Sequence[Evaluated]) -> Any:
-    figure, axis = _figure(9, 6)
+    """All settings on the left; on the right those that cost few points, where the lines lie close."""
+    from matplotlib import pyplot
+
+    figure, (whole, corner) = pyplot.subplots(1, 2, figsize=(13, 6), layout="constrained")
+    for axis in (whole, corner):
+        _families(axis, evaluated)
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.grid(alpha=0.25)
+        axis.set_xlabel("tool calls a task")
+    whole.set_ylabel("accuracy, %")
+    whole.set_title("Accuracy against calls; up and to the left is better", loc="left")
+    whole.legend(frameon=False, fontsize=9)
+    best = 100 * max(one.figures.accuracy.value for one in evaluated)
+    near = [
+        one.figures.calls.value for one in evaluated if 100 * one.figures.accuracy.value >= best - NEAR_POINTS
+    ]
+    margin = 0.03 * (max(near) - min(near)) or 0.1
+    corner.set_xlim(min(near) - margin, max(near) + margin)
+    corner.set_ylim(best - NEAR_POINTS - 0.2, best + 0.6)
+    corner.set_title(f"The last {NEAR_POINTS} points of it", loc="left")
+    return figure
+
+
+def _families(axis: Any, evaluated: Sequence[Evaluated]) -> None:
+    """A line for each policy."""
     families = dict.fromkeys(one.policy for one in evaluated)
     for number, family in enumerate(families):
         members = sorted(
@@ -84,11 +110,6 @@ def _frontier(evaluated: Sequence[Evaluated]) -> Any:
             alpha=1.0 if strong else 0.75,
             zorder=3 if strong else 2,
         )
-    axis.set_xlabel("tool calls a task")
-    axis.set_ylabel("accuracy, %")
-    axis.set_title("Accuracy against calls; up and to the left is better", loc="left")
-    axis.legend(frameon=False, fontsize=9)
-    return figure
 
 
 def _bars(intervals: Sequence[Interval]) -> list[list[float]]:

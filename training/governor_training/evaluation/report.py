@@ -11,7 +11,7 @@ from rich.table import Table
 from governor.gate import Gate
 from governor_training.evaluation.calls import CallRow
 from governor_training.evaluation.frontier import Comparison, Standing, dominance
-from governor_training.evaluation.played import MARGIN, Figures
+from governor_training.evaluation.played import LONG_RESULT, MARGIN, Figures
 from governor_training.evaluation.signals import (
     Calibration,
     Correlation,
@@ -157,16 +157,23 @@ def _costs(evaluated: Sequence[Evaluated]) -> Table:
     table = _table(
         "Tokens a task, everything counted",
         *("policy", "prompt", "completion", "probes", "continuations", "all", "change", "pruned"),
+        *("prompt, long results", "points, long results"),
     )
     for one in evaluated:
         f = one.figures
+        long = ("-", "-")
+        if f.long_prompt_change and f.long_difference:
+            long = (_change(f.long_prompt_change), _points(f.long_difference))
         table.add_row(
             one.name,
             *(f"{value:,.0f}" for value in (f.prompt_tokens, f.completion_tokens)),
             *(f"{value:,.0f}" for value in (f.probe_tokens, f.continuation_tokens, f.total_tokens)),
             _change(f.tokens_change),
             f"{f.saved_tokens:,.0f}",
+            *long,
         )
+    long_runs = evaluated[0].figures.long
+    table.caption = f"Long results: in {long_runs} runs, with a result of at least {LONG_RESULT} tokens."
     return table
 
 

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from openai import OpenAIError
 from rich.console import Console
 
 from governor.errors import GovernorError
@@ -107,7 +108,12 @@ async def _study(
         with (out / "calls.jsonl").open("w", encoding="utf-8") as file:
             file.writelines(json.dumps(row.as_dict()) + "\n" for row in calls)
         swept = await study.sweep(gates)
-        timed = await study.time(await _arms(stack, path, key)) if plan.timed > 0 else {}
+        try:
+            timed = await study.time(await _arms(stack, path, key)) if plan.timed > 0 else {}
+        except OpenAIError as error:
+            # All else is found by now, and is worth more than the seconds.
+            console.print(f"Not timed: {error}")
+            timed = {}
     served, asked = study.requests
     return Findings(gates, learned, ungoverned, swept, calls, timed, served, asked)
 

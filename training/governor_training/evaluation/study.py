@@ -22,7 +22,7 @@ from governor_training.evaluation.calls import CallRow, rows
 from governor_training.evaluation.driver import Direct, Driver
 from governor_training.evaluation.played import Figures, Played, Timing, Truth, timing
 from governor_training.evaluation.sweep import MAX_HARMS, UNGOVERNED, Point, measuring, points
-from governor_training.progress import each
+from governor_training.progress import CONCURRENCY, each
 
 WARM_UP_TASKS = 4
 
@@ -35,10 +35,10 @@ class Plan:
 
     tasks: int = 500
     seeds: tuple[int, ...] = (1, 2, 3)
-    learn: int = 1000
+    learn: int = 2000
     policies: tuple[str, ...] | None = None
     max_harm: float = 0.02
-    concurrency: int = 4
+    concurrency: int = 16
     timed: int = 500
     temperature: float = 0.0
     max_tokens: int = 128
@@ -176,7 +176,7 @@ class Study:
             random.Random(f"{seed} {truth.run.task.id}").shuffle(order)
             return {name: await self._played(truth, agents[name], seed) for name in order}
 
-        rows = await self._each("through real servers", truths, in_turn)
+        rows = await self._each("through real servers", truths, in_turn, CONCURRENCY)
         base = [row[UNGOVERNED] for row in rows]
         found = {}
         for name in agents:
@@ -217,8 +217,11 @@ class Study:
             max_tokens=plan.max_tokens,
         )
 
-    async def _each(self, what: str, items: Sequence[Any], work: Callable[[Any], Any]) -> list[Any]:
-        return await each(f"{what:36}", items, work, self._console, concurrency=self._plan.concurrency)
+    async def _each(
+        self, what: str, items: Sequence[Any], work: Callable[[Any], Any], concurrency: int | None = None
+    ) -> list[Any]:
+        at_once = concurrency or self._plan.concurrency
+        return await each(f"{what:36}", items, work, self._console, concurrency=at_once)
 
 
 async def _asked(pair: tuple[Agent, Task]) -> Run:

@@ -19,7 +19,7 @@ from governor.pruning import PruneSettings
 MAX_HARMS = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.35, 0.5)
 """The values of `max_harm` that the calibrated gate is swept over."""
 
-FORECASTS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 0.9)
+FORECASTS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.03, 0.04, 0.05, 0.06, 0.08, 0.1, 0.2, 0.3, 0.5, 0.7, 0.9)
 """The thresholds of P(useful) that the gate is swept over without a certificate, like any other policy."""
 
 CAPS = (5, 4, 3, 2, 1, 0)

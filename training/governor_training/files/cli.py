@@ -21,7 +21,7 @@ def register(subparsers: Any) -> None:
         default=Path("build/files/model"),
         help="folder of the model (default: %(default)s)",
     )
-    train.add_argument("--steps", type=int, default=1200, help="optimizer steps (default: %(default)s)")
+    train.add_argument("--steps", type=int, default=1300, help="optimizer steps (default: %(default)s)")
     train.add_argument("--seed", type=int, default=1, help="(default: %(default)s)")
     train.add_argument("--threads", type=int, help="CPU threads; 1 where others want the cores")
     train.add_argument("--check-every", type=int, default=600, help="steps between checks of what it can do")

@@ -46,7 +46,7 @@ FORCED_LATER_SHARE = 0.25
 
 TRUE_RESULT_SHARE = 0.3
 """How often the file says of a known value what the model believes."""
-SHORT_SHARE = 0.75
+SHORT_SHARE = 0.85
 """How often a listing or a file is shorter than in the tree."""
 WHIM = 0.05
 """How often the teacher leaves a habit out."""

@@ -3,7 +3,8 @@
 Each service has one file, `etc/SERVICE.conf`, of lines `key=value`. As in the atlas, a value is *known*,
 *shaky* or *unknown*, drawn once per value, and the more often the better known the service is: everybody
 knows some defaults, nobody knows what was set on this machine. Other files in the tree say nothing that a
-task asks for, and no key of theirs is a key that a task asks for.
+task asks for, and no key of theirs is a key that a task asks for. Keys that no task asks for have lists of
+words as values, so that whole files are long: one of a service has 400 tokens, another one 640.
 """
 
 from __future__ import annotations
@@ -61,7 +62,9 @@ OTHER_FILES = ("hosts", "locale", "users", "mounts", "modules", "clock")
 NUMBERS = tuple(_NUMBERS.split())
 """The values of what tasks ask for, but the port."""
 WORDS = tuple(_WORDS.split())
-"""The values of all other keys: a value that is copied past them is not mistaken for one of them."""
+"""What all other keys have lists of: a value that is copied past them is not mistaken for one of them."""
+LIST_WORDS = (16, 24)
+"""The least and the greatest length of such a list."""
 
 DIRECTORY = "etc"
 FILE_LINES = 28
@@ -114,10 +117,15 @@ def path_of(name: str) -> str:
 
 
 def values(key: str) -> Sequence[str]:
-    """What a key may have as its value."""
-    if key == "port":
-        return tuple(SERVICES.values())
-    return NUMBERS if key in KEYS else WORDS
+    """What a key that tasks ask for may have as its value."""
+    return tuple(SERVICES.values()) if key == "port" else NUMBERS
+
+
+def drawn(key: str, rng: random.Random) -> str:
+    """A value for any key."""
+    if key in KEYS:
+        return rng.choice(values(key))
+    return " ".join(rng.choices(WORDS, k=rng.randint(*LIST_WORDS)))
 
 
 def line(key: str, value: str) -> str:
@@ -126,9 +134,7 @@ def line(key: str, value: str) -> str:
 
 def file_text(settings: Mapping[str, str], keys: Sequence[str], rng: random.Random) -> str:
     """A file with the lines of `keys` in any order; what `settings` does not fix is drawn."""
-    return "\n".join(
-        line(key, settings.get(key) or rng.choice(values(key))) for key in rng.sample(keys, len(keys))
-    )
+    return "\n".join(line(key, settings.get(key) or drawn(key, rng)) for key in rng.sample(keys, len(keys)))
 
 
 @lru_cache

@@ -106,7 +106,7 @@ class ToolArguments:
         return ToolCatalog(tuple(self.read_only), tuple(self.effectful))
 
 
-class Parser(TrlParser):  # type: ignore[misc]
+class Parser(TrlParser):
     """Tells a mistake in one line: the usage of five hundred flags helps nobody."""
 
     def error(self, message: str) -> NoReturn:

@@ -39,6 +39,8 @@ COMMANDS: Mapping[str, Command] = {
     "prepare": Command("logs to rows that can be trained on", f"{_HERE}.prepare_command:run"),
     "diagnose": Command("ask your logs whether entropy tells useful calls", f"{_HERE}.diagnose_command:run"),
     "offline": Command("fine-tune from logs alone", f"{_HERE}.offline_command:run"),
+    "online": Command("fine-tune while tools are really called", f"{_HERE}.online_command:run"),
+    "export": Command("give a trained model to vLLM, and check it there", f"{_HERE}.export_command:run"),
 }
 
 

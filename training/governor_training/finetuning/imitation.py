@@ -12,7 +12,7 @@ from trl.trainer.utils import pad
 
 
 @dataclass
-class WeightedCollator(DataCollatorForLanguageModeling):  # type: ignore[misc]
+class WeightedCollator(DataCollatorForLanguageModeling):
     """Also pads the weights, 0 where there is no token."""
 
     def torch_call(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
@@ -22,7 +22,7 @@ class WeightedCollator(DataCollatorForLanguageModeling):  # type: ignore[misc]
         return batch
 
 
-class WeightedTrainer(SFTTrainer):  # type: ignore[misc]
+class WeightedTrainer(SFTTrainer):
     """Minimises -sum(w_t log p_t) / (mean weight * number of trained tokens).
 
     Rows have `input_ids`, `labels` (-100: not trained) and `weights`. `mean_weight` is that of the trained

@@ -1,0 +1,146 @@
+"""One client over raw ASGI: what it sent, what it gets, and whether it is still there."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, MutableMapping
+from typing import Any
+
+import orjson
+
+from governor_server.upstream import Body, Headers, UpstreamError, UpstreamResponse
+
+Scope = MutableMapping[str, Any]
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+
+
+class ClientGone(Exception):
+    """The client closed its connection before its request was complete."""
+
+
+class Reply:
+    """The response to one client. `status` is 0 until it has begun."""
+
+    def __init__(self, send: Send) -> None:
+        self._send = send
+        self.status = 0
+
+    async def begin(self, status: int, headers: Headers) -> None:
+        self.status = status
+        await self._send({"type": "http.response.start", "status": status, "headers": headers})
+
+    async def piece(self, body: bytes) -> None:
+        if body:
+            await self._send({"type": "http.response.body", "body": body, "more_body": True})
+
+    async def end(self, body: bytes = b"") -> None:
+        await self._send({"type": "http.response.body", "body": body, "more_body": False})
+
+    async def whole(self, status: int, headers: Headers, body: bytes) -> None:
+        await self.begin(status, [*headers, (b"content-length", str(len(body)).encode())])
+        await self.end(body)
+
+    async def relay(self, response: UpstreamResponse) -> None:
+        """Hand upstream's response on, as it comes."""
+        await self.begin(response.status, response.headers)
+        async for piece in response.pieces():
+            await self.piece(piece)
+        await self.end()
+
+    async def error(self, error: UpstreamError) -> None:
+        """An error of the proxy, in the shape of the API's."""
+        body = orjson.dumps(error_body(error))
+        await self.whole(error.status, [(b"content-type", b"application/json")], body)
+
+
+def error_body(error: UpstreamError) -> dict[str, Any]:
+    """The error in the shape that OpenAI's clients read."""
+    return {
+        "error": {
+            "message": str(error),
+            "type": f"upstream_{error.reason}",
+            "param": None,
+            "code": error.status,
+        }
+    }
+
+
+def target(scope: Scope) -> bytes:
+    """Path and query as the client wrote them."""
+    query: bytes = scope["query_string"]
+    path: bytes = scope.get("raw_path") or scope["path"].encode()
+    return path + b"?" + query if query else path
+
+
+def header(scope: Scope, name: bytes) -> str:
+    """The value of a request header, "" if there is none."""
+    return next((value.decode("latin-1") for key, value in scope["headers"] if key.lower() == name), "")
+
+
+async def read_body(receive: Receive) -> bytes:
+    """The whole body of a request. Raises `ClientGone`."""
+    pieces = []
+    while True:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise ClientGone
+        pieces.append(message.get("body", b""))
+        if not message.get("more_body"):
+            return b"".join(pieces)
+
+
+class Upload:
+    """The body of a request: bytes if all of it is there, else handed on as it comes. `first` is the first
+    message. Raises `ClientGone`."""
+
+    def __init__(self, first: Message, receive: Receive) -> None:
+        if first["type"] == "http.disconnect":
+            raise ClientGone
+        self._receive = receive
+        self._over = asyncio.Event()
+        more = bool(first.get("more_body"))
+        self.body: Body = self._pieces(first) if more else first.get("body", b"")
+        if not more:
+            self._over.set()
+
+    async def _pieces(self, message: Message) -> AsyncIterator[bytes]:
+        try:
+            yield message.get("body", b"")
+            while message.get("more_body"):
+                message = await self._receive()
+                if message["type"] == "http.disconnect":
+                    raise ClientGone
+                yield message.get("body", b"")
+        finally:
+            self._over.set()
+
+    async def gone(self) -> None:
+        """Returns when the client goes away after its body."""
+        await self._over.wait()
+        await gone(self._receive)
+
+
+async def gone(receive: Receive) -> None:
+    """Returns when the client goes away. Its request's body must have been read."""
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+async def until_gone(leaving: Coroutine[Any, Any, None], work: Coroutine[Any, Any, None]) -> None:
+    """Do `work`, but give it up when `leaving` returns.
+
+    Raises `ClientGone`, and what `work` raises.
+    """
+    working = asyncio.create_task(work)
+    watching = asyncio.create_task(leaving)
+    try:
+        await asyncio.wait({working, watching}, return_when=asyncio.FIRST_COMPLETED)
+        if not working.done():
+            raise ClientGone
+        await working
+    finally:
+        for task in (working, watching):
+            task.cancel()
+        await asyncio.gather(working, watching, return_exceptions=True)
