@@ -112,6 +112,11 @@ class Metrics:
             ("model",),
             registry=registry,
         )
+        self.judged_total = counter(
+            "judged_calls",
+            "Executed calls, as the rewards of training judge the entropy around them.",
+            "judgement",
+        )
         self.labels_total = counter("labels", "Executed calls, by what their result was worth.", "label")
         self.fail_open_total = counter(
             "fail_open", "Calls that passed because a part of the governor failed.", "where"
@@ -130,6 +135,12 @@ class Metrics:
     def count_call(self, tool: str, decision: str, reason: str) -> None:
         """Count one proposed call; unlike `tool_calls` itself, this caps the tool's name by `tool_label`."""
         self.tool_calls.labels(self.tool_label(tool), decision, reason).inc()
+
+    def count_judgement(self, value: float | None) -> None:
+        """Count one executed call: 0 and 1 as `governor.rewards` has it, None where it is not to be
+        judged."""
+        name = "spared" if value is None else "informative" if value > 0 else "uninformative"
+        self.judged_total.labels(name).inc()
 
     def tool_label(self, tool: str) -> str:
         """The tool's name while fewer than `MAX_TOOL_NAMES` others have been seen, else `other`."""

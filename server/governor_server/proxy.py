@@ -18,11 +18,13 @@ from typing import Any, Protocol
 
 import orjson
 
+from governor.calls import ToolEffect
 from governor.decision import Mode
 from governor.exchange import Ask, Deliver, Exchange, Explain, Purpose, Step
 from governor.governance import Governance
 from governor.records import CallRecord
 from governor.request import Json, result_ids, untouched
+from governor.rewards import CallTurn, RewardSettings, judged
 from governor.transcript import Transcript
 from governor_server import sse
 from governor_server.asgi import (
@@ -47,6 +49,9 @@ REFUSED = frozenset({400, 422})
 that."""
 
 EVENT_STREAM = "text/event-stream"
+
+REWARD = RewardSettings()
+"""The conventions by which calls are judged for the metrics: those of training, where nobody changed them."""
 
 MAX_REVIEWS = 64
 """Reviews of observed calls at the same time; past this many they are dropped and counted."""
@@ -489,6 +494,9 @@ def account(exchange: Exchange, metrics: Metrics) -> None:
             metrics.entropy_reduction.observe(record.entropy_reduction)
         if record.label is not None:
             metrics.labels_total.labels(record.label.value).inc()
+        if record.entropy_reduction is not None and record.effect == ToolEffect.READ_ONLY:
+            (value,) = judged([CallTurn.of_record(record)], REWARD)
+            metrics.count_judgement(value)
 
 
 async def refused(response: UpstreamResponse) -> bool:

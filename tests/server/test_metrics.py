@@ -64,6 +64,17 @@ def test_a_negative_entropy_reduction_is_seen() -> None:
     assert samples["governor_entropy_reduction_nats_count"] == 1
 
 
+def test_judgements_are_counted_in_three_kinds() -> None:
+    """A conflict is neither for nor against a call; half an informative call is one."""
+    metrics = Metrics(CollectorRegistry())
+    for value in (1.0, 0.5, 0.0, None):
+        metrics.count_judgement(value)
+    samples = scrape(metrics)
+    assert samples["governor_judged_calls_total informative"] == 2
+    assert samples["governor_judged_calls_total uninformative"] == 1
+    assert samples["governor_judged_calls_total spared"] == 1
+
+
 def test_two_proxies_in_one_process_do_not_share_counters() -> None:
     """The registry is injected, and no metric is global."""
     one, other = Metrics(CollectorRegistry()), Metrics(CollectorRegistry())

@@ -14,6 +14,7 @@ import pytest
 
 from governor.policies import Evidence, Judgement
 from governor.records import CallRecord
+from governor.rewards import CallTurn, RewardSettings, judged
 from tests.server.scripted_upstream import (
     ABORT,
     EVENTS,
@@ -164,6 +165,10 @@ async def test_the_record_of_a_call_is_completed_by_the_next_request(stream: boo
         assert second["x-governor-conversation"] == conversation
         (record,) = await _decisions(proxy, conversation)
         assert proxy.metric("governor_entropy_reduction_nats_count") == 1
+        # As the sparse reward of training would count it.
+        (value,) = judged([CallTurn(record["entropy_before"], record["entropy_after"])], RewardSettings())
+        judgement = "informative" if value else "uninformative"
+        assert proxy.metric("governor_judged_calls_total", judgement=judgement) == 1
     assert record["entropy_after"] is not None
 
 
