@@ -9,8 +9,8 @@ or wrong):
 
 Both are gated by the score: a wrong answer earns nothing by good calls. Under the defaults no conversation
 earns more by its calls than the same score without any (sparse), and repeating a kind of call earns nothing
-(dense, mean). What remains: a first segment that rambles makes one call look informative. The measure GAIN
-closes that too.
+(dense, mean). What remains: a first segment that rambles makes one call look informative, and one between
+two calls lets the second share in what the first brought. The measure GAIN closes both.
 """
 
 from __future__ import annotations

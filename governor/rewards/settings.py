@@ -31,8 +31,8 @@ class Against(StrEnum):
     PREVIOUS = "previous"
     """The one before the call, as in the paper."""
     LOWEST = "lowest"
-    """The most certain one so far (ours): a policy that rambles between two calls only to be terse after the
-    second has gained nothing by it."""
+    """The most certain one so far (ours): a policy that rambles between two calls, to be terse after the
+    second, has no more to reduce in all."""
 
 
 class Unknown(StrEnum):
