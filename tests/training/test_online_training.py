@@ -135,13 +135,13 @@ def test_a_dense_reward_raises_the_turns_of_informative_calls(tmp_path: Path) ->
     made.train()
     output = made._token_advantages(torch.zeros(8), torch.zeros(8, 400, dtype=torch.long))
     for row, rollout in enumerate(made._rollouts):
-        own = iter(made._call_advantages[row])
+        own = iter(made._judged[row].calls)
         on_top = {n: 0.0 for n in range(len(rollout.turns))}
         for call in rollout.calls:
             if call.read_only:
                 on_top[call.turn] += next(own)
         for number, turn in enumerate(rollout.turns):
-            expected = made._outcome_advantages[row] + on_top[number]
+            expected = made._judged[row].advantage + on_top[number]
             assert output[row, turn.start].item() == pytest.approx(expected, abs=1e-5)
 
 

@@ -14,6 +14,7 @@ from governor.rewards import (
     RewardSettings,
     dense_rewards,
     eapo_rewards,
+    normalised,
     otc_rewards,
     pooled_advantages,
     sparse_reward,
@@ -59,6 +60,32 @@ class Method:
         if not self.per_call:
             return [[0.0] * len(outcome.calls) for outcome in group]
         return pooled_advantages([dense_rewards(one.score, one.calls, settings) for one in group])
+
+
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """One rollout among its group: its reward, the advantage that all its tokens share, and those of its
+    calls."""
+
+    reward: float
+    advantage: float
+    calls: tuple[float, ...]
+
+
+def judge(
+    outcomes: Sequence[Outcome], size: int, method: Method, settings: RewardSettings, *, scaled: bool = True
+) -> list[Judged]:
+    """`outcomes` are groups of `size`, one after the other. Raises ValueError on a part of a group."""
+    if len(outcomes) % size:
+        raise ValueError(f"{len(outcomes)} rollouts are no groups of {size}")
+    found = []
+    for start in range(0, len(outcomes), size):
+        group = outcomes[start : start + size]
+        rewards = method.rewards(group, settings)
+        advantages = normalised(rewards, scaled=scaled)
+        of_calls = method.call_advantages(group, settings)
+        found += [Judged(*one) for one in zip(rewards, advantages, map(tuple, of_calls), strict=True)]
+    return found
 
 
 def _accuracy(group: Sequence[Outcome], settings: RewardSettings) -> list[float]:

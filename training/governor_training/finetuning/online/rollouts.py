@@ -15,8 +15,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
+from governor.rewards.baselines import RIGHT
 from governor.spans import Markup, Span, SpanKind, spans
-from governor_training.agent import RIGHT
 from governor_training.environment import Environment, Message, Task, Toolbox
 
 Ids = list[int]
@@ -131,7 +131,7 @@ class ChatFormat:
 
     def turn(self, ids: Ids, start: int, prompt: Ids) -> PlayedTurn:
         """What the model wrote, at `start` of the completion, behind `prompt`."""
-        texts = tuple(self._text(id) for id in ids)
+        texts = tuple(self._piece(id) for id in ids)
         thinking = self._markup.reasoning[0]
         opened = bool(thinking) and self._ending(prompt).rstrip().endswith(thinking)
         found = spans(texts, self._markup, starts_in_reasoning=opened)
@@ -140,7 +140,11 @@ class ChatFormat:
     def content(self, turn: PlayedTurn, ids: Ids) -> str:
         """The turn as a client reads it: without reasoning, calls and end token."""
         parts = [ids[s.start : s.stop] for s in turn.spans if s.kind is SpanKind.CONTENT]
-        return "".join(self._tokenizer.decode(part, skip_special_tokens=True) for part in parts)
+        return "".join(self.text(part) for part in parts)
+
+    def text(self, ids: Sequence[int]) -> str:
+        """The tokens as text, special ones left out."""
+        return str(self._tokenizer.decode(list(ids), skip_special_tokens=True))
 
     def calls(self, turn: PlayedTurn, ids: Ids) -> list[tuple[str, str]] | None:
         """Name and arguments (as JSON) of each call of a turn; None where one cannot be read."""
@@ -160,9 +164,9 @@ class ChatFormat:
         return list(ids)
 
     def _ending(self, prompt: Ids) -> str:
-        return "".join(self._text(id) for id in prompt[-4:])
+        return "".join(self._piece(id) for id in prompt[-4:])
 
-    def _text(self, id: int) -> str:
+    def _piece(self, id: int) -> str:
         text = self._texts.get(id)
         if text is None:
             text = self._texts[id] = self._tokenizer.decode([id])

@@ -32,14 +32,15 @@ from trl import GRPOTrainer
 from trl.chat_template_utils import get_training_chat_template, is_chat_template_prefix_preserving
 from trl.trainer.utils import add_fused_lm_head, pad, use_adapter
 
-from governor.rewards import MeasuredBy, SpanChoice, call_turns, normalised, segment_entropy, token_advantages
+from governor.rewards import MeasuredBy
 from governor.spans import Markup
 from governor_training.environment import Environment, Task
 from governor_training.errors import UsageError
 from governor_training.finetuning.online.bar import Bar
 from governor_training.finetuning.online.config import EntropyGRPOConfig
 from governor_training.finetuning.online.guard import Guard
-from governor_training.finetuning.online.methods import Method, Outcome
+from governor_training.finetuning.online.measurement import completion_advantages, measured_calls
+from governor_training.finetuning.online.methods import Judged, Method, Outcome, judge
 from governor_training.finetuning.online.rollouts import ChatFormat, Ids, Limits, Player, Rollout
 
 TASK = "task"
@@ -74,16 +75,14 @@ class EntropyGRPOTrainer(GRPOTrainer):
         self._tasks: dict[str, Sequence[Task]] = {"train": tasks, "eval": eval_tasks}
         self._playing: Sequence[Task] = ()
         self._rollouts: list[Rollout] = []
-        self._call_advantages: list[list[float]] = []
-        self._outcome_advantages: list[float] = []
+        self._judged: list[Judged] = []
         self._scoring = False
         self._entropies: torch.Tensor | None = None
 
         def reward(**_: Any) -> list[float]:
-            return self._rewards
+            return [one.reward for one in self._judged]
 
         reward.__name__ = method.name
-        self._rewards: list[float] = []
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*'rollout_func', which is an experimental.*")
             super().__init__(
@@ -175,17 +174,12 @@ class EntropyGRPOTrainer(GRPOTrainer):
     def _token_advantages(self, like: torch.Tensor, completions: torch.Tensor) -> torch.Tensor:
         """(B, T), 0 on padding. What the model did not write is masked by TRL."""
         advantages = like.new_zeros(completions.shape)
-        for row, rollout in enumerate(self._rollouts):
-            spans = [
-                (turn.start, turn.stop)
-                for call in rollout.calls
-                if call.read_only
-                for turn in (rollout.turns[call.turn],)
-            ]
-            values = token_advantages(
-                spans,
-                [self.args.call_weight * value for value in self._call_advantages[row]],
-                self._outcome_advantages[row],
+        for row, (rollout, judged) in enumerate(zip(self._rollouts, self._judged, strict=True)):
+            values = completion_advantages(
+                rollout.turns,
+                rollout.calls,
+                [self.args.call_weight * value for value in judged.calls],
+                judged.advantage,
                 len(rollout.completion),
             )
             advantages[row, : len(values)] = torch.tensor(values, dtype=like.dtype)
@@ -196,39 +190,33 @@ class EntropyGRPOTrainer(GRPOTrainer):
     def _calculate_rewards(self, inputs: Any, prompts: Any, completions: Any, ids: Any) -> Any:
         outcomes = self._outcomes()
         everyone: list[Outcome] = gather_object(outcomes)
-        rewards: list[float] = []
-        outcome_advantages: list[float] = []
-        call_advantages: list[list[float]] = []
-        size = self._group_size
-        for start in range(0, len(everyone), size):
-            group = everyone[start : start + size]
-            given = self.method.rewards(group, self.settings)
-            rewards += given
-            outcome_advantages += normalised(given, scaled=self.scale_rewards != "none")
-            call_advantages += self.method.call_advantages(group, self.settings)
-        own = slice(
-            self.accelerator.process_index * len(outcomes),
-            (self.accelerator.process_index + 1) * len(outcomes),
+        judged = judge(
+            everyone,
+            self._group_size,
+            self.method,
+            self.settings,
+            scaled=self.scale_rewards != "none",
         )
-        self._rewards = rewards[own]
-        self._outcome_advantages, self._call_advantages = outcome_advantages[own], call_advantages[own]
+        first = self.accelerator.process_index * len(outcomes)
+        self._judged = judged[first : first + len(outcomes)]
         self._log(outcomes)
         if self._mode == "train":
             right = gather_object([rollout.correct for rollout in self._rollouts])
-            self.guard.observe(fmean(right), fmean(rewards))
+            self.guard.observe(fmean(right), fmean(one.reward for one in judged))
         return super()._calculate_rewards(inputs, prompts, completions, ids)
 
     def _outcomes(self) -> list[Outcome]:
         entropies = self._measured()
-        outcomes = []
-        for row, rollout in enumerate(self._rollouts):
-            values = None if entropies is None else entropies[row]
-            of_turns = _turn_entropies(rollout, values, self.choice)
-            made = [0] * len(rollout.turns)
-            for call in rollout.calls:
-                made[call.turn] += call.read_only
-            outcomes.append(Outcome(rollout.score, tuple(call_turns(of_turns, made)), rollout.finished))
-        return outcomes
+        return [
+            Outcome(
+                rollout.score,
+                measured_calls(
+                    rollout.turns, rollout.calls, None if entropies is None else entropies[row], self.choice
+                ),
+                rollout.finished,
+            )
+            for row, rollout in enumerate(self._rollouts)
+        ]
 
     def _log(self, outcomes: Sequence[Outcome]) -> None:
         rollouts = self._rollouts
@@ -388,17 +376,3 @@ def _rows(tasks: Sequence[Task]) -> Dataset:
     return Dataset.from_dict(
         {"prompt": [list(task.messages) for task in tasks], TASK: list(range(len(tasks)))}
     )
-
-
-def _turn_entropies(
-    rollout: Rollout, entropies: Sequence[float] | None, choice: SpanChoice
-) -> list[float | None]:
-    """The entropy of each turn's segment; None where it was not measured."""
-    if entropies is None:
-        return [None] * len(rollout.turns)
-    found = []
-    for number, turn in enumerate(rollout.turns):
-        results = [call.result for call in rollout.calls if call.turn < number]
-        values = entropies[turn.start : turn.stop]
-        found.append(segment_entropy(values, turn.texts, turn.spans, choice, results))
-    return found
