@@ -289,10 +289,10 @@ def test_settings_come_from_a_file_and_flags_win(
     ("more", "said"),
     [
         ({"data": "no-such-file.jsonl"}, "cannot read no-such-file.jsonl"),
-        ({"objective": "ppo"}, "objective must be one of awr, dpo, kto"),
-        ({"reward": "wishes"}, "reward must be one of"),
+        ({"objective": "ppo"}, "--objective: invalid choice: 'ppo'"),
+        ({"reward": "wishes"}, "--reward: invalid choice: 'wishes'"),
         ({"reward": "dense"}, "needs a diagnosis"),
-        ({"measure": "luck"}, "'luck' is not a valid Measure"),
+        ({"measure": "luck"}, "--measure: invalid choice: 'luck'"),
         ({"dead_zone": "-1"}, "dead_zone must be from"),
         ({"awr_temperature": "0"}, "must be above 0"),
         ({"packing": "true"}, "turn off packing"),

@@ -11,7 +11,6 @@ from governor.calls import ToolCatalog
 from governor.rewards import (
     Against,
     Measure,
-    MeasuredBy,
     OverCalls,
     RewardSettings,
     SpanChoice,
@@ -21,27 +20,29 @@ from governor.rewards import (
 from governor.spans import SpanKind
 from governor_training.errors import UsageError
 
+_SETTINGS, _CHOICE = RewardSettings(), SpanChoice()
 
-def _help(text: str) -> dict[str, Any]:
-    return {"help": text}
+
+def told(default: Any, text: str) -> Any:
+    """A field with its help."""
+    return field(default=default, metadata={"help": text})
 
 
 @dataclass
 class RewardArguments:
     """The conventions of the entropy rewards; `governor.rewards.RewardSettings` explains each."""
 
-    measure: str = field(default=Measure.REDUCTION.value, metadata=_help("reduction or gain"))
-    against: str = field(default=Against.LOWEST.value, metadata=_help("lowest or previous"))
-    relative: bool = field(default=False, metadata=_help("reductions as shares of the entropy before"))
-    dead_zone: float = field(default=RewardSettings().dead_zone, metadata=_help("nats that are no reduction"))
-    ramp: float = field(default=0.0, metadata=_help("nats over which a call comes to count in full"))
-    spare_conflicts: bool = field(default=True, metadata=_help("leave out calls that raised good doubt"))
-    unknown: str = field(
-        default=Unknown.UNINFORMATIVE.value, metadata=_help("unmeasured calls: uninformative or left_out")
-    )
-    no_calls: float = field(default=1.0, metadata=_help("share of the score that no calls earn"))
-    alpha: float = field(default=0.5, metadata=_help("weight of an informative call, dense reward"))
-    over_calls: str = field(default=OverCalls.MEAN.value, metadata=_help("mean or sum, dense reward"))
+    measure: Measure = told(_SETTINGS.measure, "what says that a call told something: reduction or gain")
+    against: Against = told(_SETTINGS.against, "the segment a reduction is measured against")
+    relative: bool = told(_SETTINGS.relative, "reductions as shares of the entropy before")
+    dead_zone: float = told(_SETTINGS.dead_zone, "nats that the measure must exceed")
+    ramp: float = told(_SETTINGS.ramp, "nats over which a call's value grows from 0 to 1; 0: at once")
+    spare_conflicts: bool = told(_SETTINGS.spare_conflicts, "never punish evidence against a belief")
+    unknown: Unknown = told(_SETTINGS.unknown, "what a call without a measure counts as")
+    no_calls: float = told(_SETTINGS.no_calls, "share of the score that no calls at all get, sparse reward")
+    stake: float = told(_SETTINGS.stake, "share of the score that the calls decide, sparse reward")
+    alpha: float = told(_SETTINGS.alpha, "weight of an informative call in the dense reward")
+    over_calls: OverCalls = told(_SETTINGS.over_calls, "mean or sum of dense rewards as one figure")
 
     def settings(self) -> RewardSettings:
         """Raises `UsageError` for a value that cannot be used."""
@@ -55,6 +56,7 @@ class RewardArguments:
                 spare_conflicts=self.spare_conflicts,
                 unknown=Unknown(self.unknown),
                 no_calls=self.no_calls,
+                stake=self.stake,
                 alpha=self.alpha,
                 over_calls=OverCalls(self.over_calls),
             )
@@ -66,30 +68,27 @@ class RewardArguments:
 class SpanArguments:
     """Which tokens a turn's entropy is taken over; `governor.rewards.SpanChoice` explains each."""
 
-    segment: list[str] = field(
-        default_factory=lambda: [SpanKind.REASONING.value, SpanKind.CONTENT.value],
-        metadata=_help("reasoning, content, call, template"),
+    span_kinds: list[str] = field(
+        default_factory=lambda: sorted(_CHOICE.kinds),
+        metadata={"help": "spans that a segment is made of: reasoning, content, call, template"},
     )
-    quote: int = field(default=SpanChoice().quote, metadata=_help("tokens in a row that are a quotation"))
-    skip: int = field(default=0, metadata=_help("tokens at a segment's beginning that do not count"))
-    last: int = field(default=0, metadata=_help("only so many tokens at its end; 0: all"))
-    least: int = field(default=1, metadata=_help("fewer tokens than this have no entropy"))
-    statistic: str = field(default=Statistic.MEAN.value, metadata=_help("mean, max or top_fifth"))
-    measured_by: str = field(
-        default=MeasuredBy.REFERENCE.value, metadata=_help("whose entropy: reference or policy")
-    )
+    quote: int = told(_CHOICE.quote, "leave out runs of so many tokens that a tool's result has; 0: none")
+    skip: int = told(_CHOICE.skip, "tokens at the beginning of a segment that do not count")
+    last: int = told(_CHOICE.last, "only so many tokens at its end; 0: all")
+    least: int = told(_CHOICE.least, "a segment with fewer tokens has no entropy")
+    statistic: Statistic = told(_CHOICE.statistic, "mean, max or top_fifth of the tokens' entropies")
 
     def choice(self) -> SpanChoice:
-        """Raises `UsageError` for a value that cannot be used."""
+        """Raises `UsageError` for a value that cannot be used. Measured by the model that training begins
+        with: from a log alone there is no other."""
         try:
             return SpanChoice(
-                kinds=frozenset(map(SpanKind, self.segment)),
+                kinds=frozenset(map(SpanKind, self.span_kinds)),
                 quote=self.quote,
                 skip=self.skip,
                 last=self.last,
                 least=self.least,
                 statistic=Statistic(self.statistic),
-                measured_by=MeasuredBy(self.measured_by),
             )
         except ValueError as error:
             raise UsageError(str(error)) from None
@@ -99,8 +98,10 @@ class SpanArguments:
 class ToolArguments:
     """What tools do, where the log does not say it."""
 
-    read_only: list[str] = field(default_factory=list, metadata=_help("patterns of tools that only read"))
-    effectful: list[str] = field(default_factory=list, metadata=_help("patterns of tools that do more"))
+    read_only: list[str] = field(default_factory=list, metadata={"help": "patterns of tools that only read"})
+    effectful: list[str] = field(
+        default_factory=list, metadata={"help": "patterns of tools that do more than read"}
+    )
 
     def catalog(self) -> ToolCatalog:
         return ToolCatalog(tuple(self.read_only), tuple(self.effectful))

@@ -19,7 +19,7 @@ from trl.trainer.utils import add_fused_lm_head
 
 from governor.calls import ToolCatalog
 from governor_training.errors import UsageError
-from governor_training.finetuning.arguments import RewardArguments, SpanArguments, ToolArguments
+from governor_training.finetuning.arguments import RewardArguments, SpanArguments, ToolArguments, told
 from governor_training.finetuning.diagnosis import permit_dense
 from governor_training.finetuning.hindsight import SURE, shortened
 from governor_training.finetuning.imitation import WeightedCollator, WeightedTrainer
@@ -53,50 +53,38 @@ class Objective(StrEnum):
     KTO = "kto"
 
 
-def _help(text: str) -> dict[str, Any]:
-    return {"help": text}
-
-
 @dataclass
 class OfflineArguments:
     """What is learned from, and how. `Weighting` explains the settings of `awr`."""
 
-    data: list[str] = field(default_factory=list, metadata=_help("logs: a store, JSON Lines, parquet"))
-    objective: str = field(default=Objective.AWR.value, metadata=_help("awr, dpo or kto"))
-    shorten: bool = field(default=True, metadata=_help("learn from conversations without idle calls, too"))
-    sure: float = field(default=SURE, metadata=_help("least margin of a forced answer that is no guess"))
-    reward: str = field(default=Reward.SPARSE.value, metadata=_help("sparse, dense, score, otc or eapo"))
-    entropies: str = field(default=Entropies.EXACT.value, metadata=_help("exact or logged"))
-    awr_baseline: str = field(default=Baseline.ALL.value, metadata=_help("all or question"))
-    awr_temperature: float = field(default=Weighting().temperature, metadata=_help("lower: only the best"))
-    awr_most: float = field(default=Weighting().most, metadata=_help("largest weight"))
-    awr_step_weight: float = field(default=0.0, metadata=_help("of a call's own advantage"))
-    awr_mask_idle: bool = field(default=True, metadata=_help("do not imitate calls that told nothing"))
-    diagnosis: str | None = field(
-        default=None, metadata=_help("what `governor train diagnose` wrote; the dense reward needs it")
+    data: list[str] = field(
+        default_factory=list, metadata={"help": "logs: a governor's store, JSON Lines, parquet"}
     )
-    undiagnosed: bool = field(default=False, metadata=_help("use the dense reward without a diagnosis"))
+    objective: Objective = told(Objective.AWR, "imitate by worth, prefer pairs, or label steps")
+    shorten: bool = told(True, "learn from right conversations without their idle calls, too")
+    sure: float = told(SURE, "least margin of a forced answer that is no guess")
+    reward: Reward = told(Weighting().reward, "what a conversation is worth")
+    entropies: Entropies = told(Entropies.EXACT, "computed anew, or as logged")
+    awr_baseline: Baseline = told(Weighting().baseline, "what a reward is compared with")
+    awr_temperature: float = told(Weighting().temperature, "lower: only the best are imitated")
+    awr_most: float = told(Weighting().most, "largest weight")
+    awr_step_weight: float = told(0.0, "of a call's own advantage beside its conversation's")
+    awr_mask_idle: bool = told(True, "do not imitate calls that told nothing")
+    diagnosis: str | None = told(None, "what `governor train diagnose` wrote; the dense reward needs it")
+    undiagnosed: bool = told(False, "use the dense reward without a diagnosis")
 
     def weighting(self) -> Weighting:
         """Raises `UsageError`."""
         if self.awr_temperature <= 0 or self.awr_most <= 0:
             raise UsageError("awr_temperature and awr_most must be above 0")
         return Weighting(
-            one_of(Reward, self.reward, "reward"),
-            one_of(Baseline, self.awr_baseline, "awr_baseline"),
+            Reward(self.reward),
+            Baseline(self.awr_baseline),
             self.awr_temperature,
             self.awr_most,
             self.awr_step_weight,
             self.awr_mask_idle,
         )
-
-
-def one_of(kinds: type[StrEnum], value: str, name: str) -> Any:
-    """The member; raises `UsageError` for another value."""
-    try:
-        return kinds(value)
-    except ValueError:
-        raise UsageError(f"{name} must be one of {', '.join(kinds)}: {value!r}") from None
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,7 +135,7 @@ def train(
     """
     if not model.model_name_or_path:
         raise UsageError("no model to begin with: give --model_name_or_path")
-    objective = one_of(Objective, arguments.objective, "objective")
+    objective = Objective(arguments.objective)
     log = Log.of(arguments, tools)
     tokenizer = AutoTokenizer.from_pretrained(
         model.model_name_or_path, revision=model.model_revision, trust_remote_code=training.trust_remote_code
@@ -202,7 +190,7 @@ def _imitation_data(
     if arguments.reward == Reward.DENSE:
         permit_dense(arguments.diagnosis, undiagnosed=arguments.undiagnosed)
     weighting, settings, choice = arguments.weighting(), rewards.settings(), spans.choice()
-    entropies = one_of(Entropies, arguments.entropies, "entropies")
+    entropies = Entropies(arguments.entropies)
     folder = Path(training.output_dir) / DATA
     key = {
         **log.key(),

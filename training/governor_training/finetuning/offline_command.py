@@ -8,7 +8,7 @@ from trl import ModelConfig
 
 from governor_training.errors import UsageError
 from governor_training.finetuning.arguments import Parser, RewardArguments, SpanArguments, ToolArguments
-from governor_training.finetuning.offline import CONFIGS, Objective, OfflineArguments, one_of, train
+from governor_training.finetuning.offline import CONFIGS, Objective, OfflineArguments, train
 
 ABOUT = """\
 Fine-tunes a model from logs alone: LoRA adapters (--use_peft) or whole weights.
@@ -31,7 +31,7 @@ examples:
 def run(arguments: Sequence[str]) -> int:
     """Raises `UsageError`."""
     given = list(arguments)
-    objective = one_of(Objective, _objective(given), "objective")
+    objective = _objective(given)
     parser = Parser(
         (OfflineArguments, RewardArguments, SpanArguments, ToolArguments, CONFIGS[objective], ModelConfig),
         prog="governor train offline",
@@ -45,7 +45,7 @@ def run(arguments: Sequence[str]) -> int:
     return 0
 
 
-def _objective(arguments: list[str]) -> str:
+def _objective(arguments: list[str]) -> Objective:
     """The objective, which says whose settings there are, from the flag or the file."""
     peek = Parser((OfflineArguments,), prog="governor train offline", add_help=False)
     try:
@@ -54,4 +54,4 @@ def _objective(arguments: list[str]) -> str:
         )
     except (OSError, ValueError) as error:
         raise UsageError(f"{error} (see governor train offline --help)") from None
-    return str(found[0].objective)
+    return Objective(found[0].objective)
