@@ -24,20 +24,21 @@ from dataclasses import dataclass, replace
 from enum import Enum, StrEnum
 from typing import Any
 
+from governor.admission import Admission, Messages
 from governor.decision import Action, Decision, Mode, Reason
 from governor.delivery import Delivery
 from governor.errors import ProbeFailed
 from governor.experiment import Arm
+from governor.explanation import explanation
 from governor.generation import Generation, Purpose
 from governor.governance import Governance
 from governor.hold import Hold
 from governor.judge import Judge, Measures, NoProbe, Proposal
-from governor.labels import Label, label
 from governor.ledger import Ledger
 from governor.notices import notice_for
 from governor.policies import NeedProbe
 from governor.probe import ProbeAnswer, probe_answer, probe_request, without_calls
-from governor.pruning import Pruning, StubReason, estimated_tokens, prune
+from governor.pruning import Pruning
 from governor.records import CallRecord
 from governor.request import ClientView, Json, result_ids
 from governor.transcript import Transcript
@@ -70,9 +71,6 @@ class Deliver:
 
 Step = Ask | Deliver
 
-DELIVERED_MARGIN = 0.9
-"""Least lead of the first token over the second, in every token of a forced answer that the client gets."""
-
 STRONGEST_FIRST = (Action.ANSWER, Action.NOTICE, Action.DROP)
 
 
@@ -80,6 +78,7 @@ class _Phase(Enum):
     """Where the exchange is, as far as the answer to a probe needs to know."""
 
     ADMISSION = "admission"
+    LEAVING_OUT = "leaving_out"
     DECISION = "decision"
     REVIEW = "review"
     LABEL = "label"
@@ -120,11 +119,11 @@ class Exchange:
         self._answered: ProbeAnswer | None = None
         self._now = now
         self._probe_failures: list[str] = []
-        self._pruning = Pruning(body["messages"])
         self._generations = [self._generation(Purpose.REQUEST, ())]
         self._ledger = Ledger(
             body, known, self._judge, self._generations, conversation=conversation, arm=self.arm, now=now
         )
+        self._admission = Admission(body, governance, self._judge, self._ledger)
         self._labels = governance.experiment.labelled(conversation, self._ledger.step, self.arm)
         self._may_probe = self._acts or (probe_when_observing and self._labels)
         self._delivery = Delivery(self._view, self._generations)
@@ -165,7 +164,7 @@ class Exchange:
     @property
     def pruning(self) -> Pruning:
         """What the model gets to see of the client's messages."""
-        return self._pruning
+        return self._admission.pruning
 
     @property
     def complete(self) -> bool:
@@ -202,7 +201,7 @@ class Exchange:
     def records(self) -> tuple[CallRecord, ...]:
         """The records to store: those of the calls decided on, and those whose result came with this
         request or was pruned in it."""
-        return (*self.new_records(), *self.completed_records(), *self._ledger.stubbed(self._pruning))
+        return (*self.new_records(), *self.completed_records(), *self._ledger.stubbed(self.pruning))
 
     def new_records(self) -> tuple[CallRecord, ...]:
         """A record for each call decided on."""
@@ -210,7 +209,7 @@ class Exchange:
 
     def completed_records(self) -> tuple[CallRecord, ...]:
         """The known records of the calls whose results came with this request, with what they led to."""
-        return self._ledger.completed(self._pruning)
+        return self._ledger.completed(self.pruning)
 
     @property
     def transcript(self) -> Transcript | None:
@@ -230,12 +229,7 @@ class Exchange:
     def admission(self) -> Ask:
         """What to send first: a probe, where a fresh result may not be worth its place in the prompt, else
         the client's request."""
-        if self._acts and self._governance.pruning.policy != "none":
-            self._prune(frozenset())
-            if self._admits_by_probe():
-                self._phase = _Phase.ADMISSION
-                return Ask(Purpose.PROBE, probe_request(self._sent(()), self._governance.probe))
-        return Ask(Purpose.REQUEST, self.request)
+        return self._admit(_Phase.ADMISSION, self._admission.begin() if self._acts else None)
 
     def receive(self, chunk: Json) -> tuple[Json, ...]:
         """Take in a stream chunk; returns what the client gets now."""
@@ -272,30 +266,44 @@ class Exchange:
 
     def probe_answered(self, response: Json) -> Step:
         """Upstream's response to the probe."""
-        labelling = self._phase is _Phase.LABEL
-        generation = self._generations[0 if labelling else -1]
-        self._ledger.costs.add(Purpose.LABEL if labelling else Purpose.PROBE, response.get("usage") or {})
+        purpose = Purpose.LABEL if self._phase is _Phase.LABEL else Purpose.PROBE
+        self._ledger.costs.add(purpose, response.get("usage") or {})
         try:
-            generation.probe = probe_answer(response, self._governance.vocab_size, self._governance.markup)
+            answer = probe_answer(response, self._governance.vocab_size, self._governance.markup)
         except ProbeFailed as failure:
             return self.probe_failed(failure.reason)
-        generation.probe_response = response
-        return self._after_probe()
+        if self._phase is not _Phase.LEAVING_OUT:
+            self._probed.probe, self._probed.probe_response = answer, response
+        return self._after_probe(answer)
 
     def probe_failed(self, why: str) -> Step:
         """The probe gave no answer, or none in time; `why` in one word."""
         self._probe_failures.append(why)
-        self._generations[0 if self._phase is _Phase.LABEL else -1].probe = NoProbe.FAILED
-        return self._after_probe()
+        if self._phase is not _Phase.LEAVING_OUT:
+            self._probed.probe = NoProbe.FAILED
+        return self._after_probe(None)
 
-    def _after_probe(self) -> Step:
+    @property
+    def _probed(self) -> Generation:
+        return self._generations[0 if self._phase is _Phase.LABEL else -1]
+
+    def _after_probe(self, answer: ProbeAnswer | None) -> Step:
         if self._phase is _Phase.LABEL:
             return Deliver()
         if self._phase is _Phase.ADMISSION:
-            self._phase = _Phase.DECISION
-            self._prune(self._just_labelled())
-            return Ask(Purpose.REQUEST, self.request)
+            return self._admit(_Phase.LEAVING_OUT, self._admission.answered(answer))
+        if self._phase is _Phase.LEAVING_OUT:
+            self._admission.left_out(answer)
+            return self._admit(_Phase.DECISION, None)
         return self._decide()
+
+    def _admit(self, phase: _Phase, probed: Messages | None) -> Ask:
+        """The next probe of the admission, in its phase; after the last one, the client's request."""
+        if probed is None:
+            self._phase = _Phase.DECISION
+            return Ask(Purpose.REQUEST, self.request)
+        self._phase = phase
+        return Ask(Purpose.PROBE, probe_request({**self._body, "messages": probed}, self._governance.probe))
 
     def interrupted(self) -> Deliver:
         """Something broke: all that waits goes out as upstream sent it, and calls withheld last pass after
@@ -311,40 +319,6 @@ class Exchange:
         if not self.streams:
             return self._deliver()
         return self._chunks(self._delivery.released_chunks(before, shown=current.shown))
-
-    # Pruning
-
-    def _prune(self, low_value: frozenset[str]) -> None:
-        known = {record.call_id for record in self._ledger.known if record.label is Label.LOW_VALUE}
-        self._pruning = prune(
-            self._body["messages"],
-            self._judge.catalog,
-            self._governance.pruning,
-            stubs={record.call_id: StubReason(record.stub) for record in self._ledger.known if record.stub},
-            low_value=known | low_value,
-        )
-        self._judge.missing = self._pruning.missing
-
-    def _admits_by_probe(self) -> bool:
-        """Whether a fresh result is long enough to be worth a probe, and has one before it to compare
-        with."""
-        if self._governance.pruning.policy != "low_value":
-            return False
-        sizes = {done.call.id: estimated_tokens(done.result) for done in self._judge.executed}
-        return any(
-            sizes.get(record.call_id, 0) >= self._governance.pruning.min_tokens
-            and record.call_id not in self._pruning.stubs
-            and self._judge.governs(record.tool)
-            for record in self._ledger.unlabelled()
-        )
-
-    def _just_labelled(self) -> frozenset[str]:
-        after = self._generations[0].forced
-        return frozenset(
-            record.call_id
-            for record in self._ledger.unlabelled()
-            if label(record.probe_before, after) is Label.LOW_VALUE
-        )
 
     # Labelling
 
@@ -427,7 +401,7 @@ class Exchange:
         if self._governance.action == "notice" or not self._judge.only_read_only:
             return Action.NOTICE
         forced = self._generations[-1].forced
-        if self._governance.action == "auto" and forced and forced.least_margin < DELIVERED_MARGIN:
+        if self._governance.action == "auto" and forced and not forced.is_sure:
             return Action.NOTICE
         return Action.ANSWER
 
@@ -474,7 +448,7 @@ class Exchange:
 
     def _sent(self, added: Sequence[Any]) -> dict[str, Any]:
         """The client's request as the model gets to see it, and what the governor `added` to it."""
-        return {**self._body, "messages": [*self._pruning.messages, *added]}
+        return {**self._body, "messages": [*self.pruning.messages, *added]}
 
     # Delivering
 
@@ -499,64 +473,21 @@ class Exchange:
         return Deliver((*chunks[:-1], {**chunks[-1], "governor": self.explanation()}))
 
     def explanation(self) -> dict[str, Any]:
-        """What the client reads in the body if it asks: JSON-ready, entropies in nats. `generation` counts
-        upstream's generations for this message, of which there are several after a notice or an answer."""
-        measures = self._generations[0].measures
-        explanation: dict[str, Any] = {
-            "mode": self._governance.mode.value,
-            "arm": self.arm.value,
-            "conversation": self.conversation,
-            "decisions": [
-                {**decision.as_dict(), "generation": number}
-                for number, generation in enumerate(self._generations)
-                for decision in generation.decisions
-            ],
-            "usage": self._ledger.costs.tokens,
-            "entropy": {
-                "segment": measures.segment_entropy,
-                "decision": measures.decision_entropy,
-                "arguments": list(measures.arguments),
-            },
-            "results": [_result(record) for record in self.completed_records()],
-            "pruning": {
-                "stubs": {id: reason.value for id, reason in self._pruning.stubs.items()},
-                "saved_tokens": self._pruning.saved_tokens,
-                "recomputed_tokens": self._pruning.recomputed_tokens,
-            },
-        }
-        if self._explain is Explain.TOKENS:
-            explanation["tokens"] = [
-                {**token, "generation": number}
-                for number, generation in enumerate(self._generations)
-                for token in _tokens(generation.turn)
-            ]
-        return explanation
+        """What the client reads in the body if it asks."""
+        return explanation(
+            self._generations,
+            mode=self.mode,
+            arm=self.arm,
+            conversation=self.conversation,
+            costs=self.costs,
+            results=self.completed_records(),
+            pruning=self.pruning,
+            tokens=self._explain is Explain.TOKENS,
+        )
 
 
 def _let_pass(decision: Decision) -> Decision:
     return replace(decision, action=Action.PASS, reason=Reason.REPLACEMENT_FAILED)
-
-
-def _result(record: CallRecord) -> dict[str, Any]:
-    return {
-        "call_id": record.call_id,
-        "tool": record.tool,
-        "entropy_before": record.entropy_before,
-        "entropy_after": record.entropy_after,
-        "entropy_reduction": record.entropy_reduction,
-        "gain": record.gain,
-        "answer_changed": record.answer_changed,
-        "label": record.label,
-        "stub": record.stub,
-    }
-
-
-def _tokens(turn: Turn) -> list[dict[str, Any]]:
-    return [
-        {"text": token.text, "entropy": token.entropy.value, "span": span.kind.value}
-        for span in turn.spans()
-        for token in turn.tokens[span.start : span.stop]
-    ]
 
 
 __all__ = ["Ask", "Deliver", "Exchange", "Explain", "Purpose", "Step"]

@@ -30,8 +30,9 @@ class Costs:
 
 
 class Ledger:
-    """`known` are the records of the calls in the history of `body` that were found, oldest first;
-    `generations` is what the exchange adds to; `now` is in seconds."""
+    """`known` are the records of the calls in the history of `body` that were found, oldest first, and
+    `fresh` the ids of the calls whose results came with it; `generations` is what the exchange adds to; `now`
+    is in seconds."""
 
     def __init__(
         self,
@@ -46,7 +47,7 @@ class Ledger:
     ) -> None:
         self._body, self.known, self._judge, self._generations = body, known, judge, generations
         self._conversation, self._arm, self._now = conversation, arm, now
-        self._fresh = fresh_result_ids(body)
+        self.fresh = fresh_result_ids(body)
         self.step = step(body["messages"])
         self.costs = Costs()
 
@@ -94,7 +95,7 @@ class Ledger:
                 stub=str(pruning.stubs.get(record.call_id, "")),
             )
             for record in self.known
-            if record.call_id in self._fresh
+            if record.call_id in self.fresh
         )
 
     def stubbed(self, pruning: Pruning) -> tuple[CallRecord, ...]:
@@ -102,7 +103,7 @@ class Ledger:
         return tuple(
             replace(record, stub=str(pruning.stubs[record.call_id]))
             for record in self.known
-            if record.call_id in pruning.new - self._fresh
+            if record.call_id in pruning.new - self.fresh
         )
 
     def unlabelled(self) -> Sequence[CallRecord]:
@@ -111,7 +112,7 @@ class Ledger:
         return [
             record
             for record in self.known
-            if record.call_id in self._fresh and record.probe_before and record.probe_after is None
+            if record.call_id in self.fresh and record.probe_before and record.probe_after is None
         ]
 
     def answer_after(self) -> ProbeAnswer | None:

@@ -21,6 +21,9 @@ from governor.tokens import Token, tokens_from_logprobs
 BAN: Final = -100
 """The `logit_bias` that excludes a token."""
 
+SURE_MARGIN: Final = 0.9
+"""Least lead of the first token over the second, in every token of a forced answer that is a sure one."""
+
 _NOT_FOR_THE_PROBE: Final = frozenset(
     {
         # How the client wants its own answer sent, sampled, sized or named.
@@ -81,6 +84,11 @@ class ProbeAnswer:
     def __post_init__(self) -> None:
         if not self.fingerprint:
             object.__setattr__(self, "fingerprint", fingerprint(self.text))
+
+    @property
+    def is_sure(self) -> bool:
+        """Whether the model may be taken at its word."""
+        return self.least_margin >= SURE_MARGIN
 
     def same_answer(self, other: ProbeAnswer) -> bool:
         """Whether both texts are the same but for case and whitespace."""

@@ -95,7 +95,7 @@ class PruneSettings:
 
     policy: PrunePolicy = "none"
     min_tokens: int = 64
-    batch_tokens: int = 1024
+    batch_tokens: int = 256
     keep_last: int = 5
     expected_turns: float = 3.0
 

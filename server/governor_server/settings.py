@@ -190,7 +190,7 @@ class PruningSettings(Section):
 
     policy: PrunePolicy = "none"
     min_tokens: int = Field(default=64, ge=0)
-    batch_tokens: int = Field(default=1024, ge=0)
+    batch_tokens: int = Field(default=256, ge=0)
     keep_last: int = Field(default=5, ge=0)
     expected_turns: float = Field(default=3.0, ge=0)
 

@@ -257,3 +257,64 @@ def test_asking_again_for_a_pruned_result_is_no_repeat() -> None:
     admitted(exchange, None)
     again = drive(exchange, Generated(calls=[("c9", *NORWAY[1:])]), probe=UNSURE)
     assert again.message.calls == (("c9", *NORWAY[1:]),)
+
+
+# Leaving out what was read before the answer settled
+
+ATLAS_PAGE = ("c0", "lookup", '{"country": "Europe"}')
+"""A call whose long result is read while the model still guesses."""
+
+
+def settling(*, before: Generated = UNSURE) -> Exchange:
+    """A request with a long result from before, and a short fresh one; `before` is the forced answer before
+    that."""
+    guessed = replace(called(PRUNE, UNSURE), call_id="c0")
+    guessed = replace(guessed, probe_after=called(PRUNE, Generated(content="Bergen")).probe_before)
+    assert guessed.label is Label.USEFUL
+    fresh = called(PRUNE, before)
+    history = [QUESTION, *made(ATLAS_PAGE, results=[LONG]), *made(NORWAY)]
+    return start(False, PRUNE, *history, records={"c0": guessed, "c1": fresh})
+
+
+def test_once_the_answer_has_settled_what_it_does_not_need_is_left_out() -> None:
+    """From one guess to another the long result counted as useful; the answer is the same without it."""
+    exchange = settling()
+    step = exchange.admission()
+    assert (step.purpose, step.body["messages"][2]["content"]) == (Purpose.PROBE, LONG)
+    without = exchange.probe_answered(OSLO.response())
+    assert isinstance(without, Ask)
+    assert (without.purpose, is_stub(without.body["messages"][2]["content"])) == (Purpose.PROBE, True)
+    request = exchange.probe_answered(OSLO.response())
+    assert isinstance(request, Ask)
+    assert request.purpose is Purpose.REQUEST
+    assert request.body["messages"] == without.body["messages"], (
+        "the probe has warmed the prefix cache for it"
+    )
+    drive(exchange, Generated(content="Oslo"))
+    stubs = {record.call_id: record.stub for record in exchange.records()}
+    assert stubs == {"c0": "low_value", "c1": ""}
+
+
+@pytest.mark.parametrize("answer", [UNSURE, Generated(content="Bergen", id="chatcmpl-probe"), None])
+def test_what_the_settled_answer_needs_stays(answer: Generated | None) -> None:
+    """Another answer without it, a less certain one, or none."""
+    exchange = settling()
+    exchange.admission()
+    exchange.probe_answered(OSLO.response())
+    request = exchange.probe_answered(answer.response()) if answer else exchange.probe_failed("timeout")
+    assert isinstance(request, Ask)
+    assert (request.purpose, request.body["messages"][2]["content"]) == (Purpose.REQUEST, LONG)
+
+
+def test_while_the_model_guesses_nothing_is_left_out() -> None:
+    """The long result may be a piece of what it will find in the end."""
+    exchange = settling(before=Generated(content="Bergen", sure=0.3, id="chatcmpl-probe"))
+    exchange.admission()
+    request = exchange.probe_answered(UNSURE.response())
+    assert isinstance(request, Ask)
+    assert (request.purpose, request.body["messages"][2]["content"]) == (Purpose.REQUEST, LONG)
+
+
+def test_an_answer_that_was_settled_before_is_not_probed_again() -> None:
+    """One attempt each time an open answer settles bounds the probes."""
+    assert settling(before=OSLO).admission().purpose is Purpose.REQUEST
