@@ -21,7 +21,7 @@ from governor.tokens import Token, tokens_from_logprobs
 BAN: Final = -100
 """The `logit_bias` that excludes a token."""
 
-SURE_MARGIN: Final = 0.9
+SURE_MARGIN: Final = 0.95
 """Least lead of the first token over the second, in every token of a forced answer that is a sure one."""
 
 _NOT_FOR_THE_PROBE: Final = frozenset(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,8 @@ from rich.console import Console
 from governor.calls import ToolCatalog
 from governor.governance import Governance
 from governor_server.cli import main
-from governor_training.environment import NotEnoughTasks
+from governor_training.environment import NotEnoughTasks, Split
+from governor_training.evaluation import study
 from governor_training.evaluation.report import Report
 from governor_training.evaluation.run import write
 from governor_training.evaluation.study import Findings, Plan, Study
@@ -29,13 +31,13 @@ PLAN = Plan(tasks=12, seeds=(1, 2), learn=300, policies=POLICIES, max_harm=0.1, 
 
 async def studied(toy: Toy, plan: Plan = PLAN) -> Findings:
     model = ToyModel()
-    study = Study(plan, toy, model, BASE, Console(quiet=True))
-    gates, learned = await study.learn()
-    ungoverned = await study.play_ungoverned()
-    calls = study.calls(gates[plan.max_harm])
-    swept = await study.sweep(gates)
-    timed = await study.time({"ungoverned": model, "again": model})
-    return Findings(gates, learned, ungoverned, swept, calls, timed, *study.requests)
+    one = Study(plan, toy, model, BASE, Console(quiet=True))
+    gates, learned = await one.learn()
+    ungoverned = await one.play_ungoverned()
+    calls = one.calls(gates[plan.max_harm])
+    swept = await one.sweep(gates)
+    timed = await one.time({"ungoverned": model, "again": model})
+    return Findings(gates, learned, ungoverned, swept, calls, timed, *one.requests)
 
 
 @pytest.fixture(scope="module")
@@ -124,3 +126,17 @@ def test_a_wrong_option_is_told_in_one_line(
     told: Any = capsys.readouterr().err
     assert message in told
     assert "Traceback" not in told
+
+
+def test_settings_are_chosen_on_tasks_that_were_neither_learned_nor_held_out(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Otherwise the figures on the held-out tasks would flatter what was chosen by them."""
+    monkeypatch.setattr(study, "FRESH_SEED", 5)  # the toy then draws mostly what was learned
+    plan = replace(PLAN, split=Split.TRAIN)
+    one = Study(plan, Toy(saves=True), ToyModel(), BASE, Console(quiet=True))
+    played = asyncio.run(one.play_ungoverned()).played
+    learned = {task.id for task in Toy().tasks(plan.learn, plan.seeds[0], Split.TRAIN)}
+    held_out = {task.id for seed in plan.seeds for task in Toy().tasks(plan.tasks, seed, Split.HELD_OUT)}
+    assert len(played) == plan.tasks * len(plan.seeds)
+    assert not {one.task for one in played} & (learned | held_out)

@@ -76,7 +76,13 @@ def register(subparsers: Any) -> None:
     where.add_argument("--upstream", metavar="URL", help="a vLLM that runs already (default: one is started)")
     where.add_argument("--model", metavar="NAME", help="served name with --upstream, else a folder to serve")
     how = parser.add_argument_group("how")
-    how.add_argument("--tasks", type=_count, default=500, help="held-out tasks a seed (default: %(default)s)")
+    how.add_argument("--tasks", type=_count, default=500, help="played tasks a seed (default: %(default)s)")
+    how.add_argument(
+        "--split",
+        choices=["held_out", "train"],
+        default="held_out",
+        help="train plays fresh training tasks: choose settings on those (default: %(default)s)",
+    )
     how.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3], help="samples (default: 1 2 3)")
     how.add_argument(
         "--learn",

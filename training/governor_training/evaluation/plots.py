@@ -158,7 +158,7 @@ def _calibration(calibrations: Sequence[Calibration]) -> Any:
             )
     axis.set_xlabel("P(useful) of the gate")
     axis.set_ylabel("share of calls that were useful")
-    axis.set_title("Calibration on held-out calls", loc="left")
+    axis.set_title("Calibration on calls that the gate never saw", loc="left")
     axis.legend(frameon=False)
     return figure
 

@@ -130,7 +130,7 @@ def _table(title: str, *columns: str) -> Table:
 def _policies(evaluated: Sequence[Evaluated]) -> Table:
     figures = evaluated[0].figures
     table = _table(
-        f"Policies on {figures.tasks} runs of held-out tasks (95% intervals)",
+        f"Policies on {figures.tasks} runs of tasks that no gate saw (95% intervals)",
         *("policy", "accuracy", "change, points", "no worse?", "calls a task", "avoidable removed"),
         *("withheld", "needed of these", "unsafe first stops", "effectful withheld"),
     )

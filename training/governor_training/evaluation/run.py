@@ -16,7 +16,7 @@ from governor.errors import GovernorError
 from governor.policies.table import find_kind
 from governor.standing import Standing
 from governor_training.agent import Chat, OpenAIChat
-from governor_training.environment import NotEnoughTasks
+from governor_training.environment import NotEnoughTasks, Split
 from governor_training.errors import UsageError
 from governor_training.evaluation.cache import Answers, HttpUpstream
 from governor_training.evaluation.places import Place, api_key, base_governance
@@ -87,6 +87,7 @@ def plan_of(options: argparse.Namespace, model: str) -> Plan:
         max_turns=options.max_turns,
         continuations=options.continuations or sampling,
         model=model,
+        split=Split(options.split),
     )
 
 

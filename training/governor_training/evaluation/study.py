@@ -25,11 +25,14 @@ from governor_training.evaluation.sweep import MAX_HARMS, UNGOVERNED, Point, mea
 from governor_training.progress import CONCURRENCY, each
 
 WARM_UP_TASKS = 4
+FRESH_SEED = 1000
+"""Added to a seed, it draws training tasks in another order than that in which they are learned on."""
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
     """What to do. `learn` is the number of training tasks the gate is fitted on; `policies` None: all.
+    `split` TRAIN: other training tasks are played instead of held-out ones, to choose settings by.
     `continuations` is how often each side of a replay is played. `timed` is how many tasks go through real
     servers, of the first seed; 0: none."""
 
@@ -45,6 +48,7 @@ class Plan:
     max_turns: int = 8
     continuations: int = 1
     model: str = ""
+    split: Split = Split.HELD_OUT
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +114,7 @@ class Study:
 
         Raises `NotEnoughTasks`.
         """
-        tasks = self._environment.tasks(self._plan.learn, self._plan.seeds[0], Split.TRAIN)
+        tasks = self._learned()
         driver = Driver(self._cache, measuring(self._base))
         await self._each("learning", tasks, self._agent(driver, self._plan.seeds[0]).ask)
         records = list(driver.records.values())
@@ -121,10 +125,9 @@ class Study:
         return gates, sum(record.label is not None for record in records)
 
     async def play_ungoverned(self) -> Evaluated:
-        """Plays the held-out tasks of every seed, and finds the true value of each call. Raises
-        `NotEnoughTasks`."""
+        """Plays the tasks of every seed, and finds the true value of each call. Raises `NotEnoughTasks`."""
         for seed in self._plan.seeds:
-            tasks = self._environment.tasks(self._plan.tasks, seed, Split.HELD_OUT)
+            tasks = self._tasks(seed)
             driver = Driver(self._cache, measuring(self._base))
             runs = await self._each(f"ungoverned, seed {seed}", tasks, self._agent(driver, seed).ask)
             self._truths[seed] = await self._each(
@@ -188,6 +191,17 @@ class Study:
     def requests(self) -> tuple[int, int]:
         """How many requests were served in this process, and how many of them the engine was asked."""
         return self._cache.served, self._cache.asked
+
+    def _learned(self) -> Sequence[Task]:
+        return self._environment.tasks(self._plan.learn, self._plan.seeds[0], Split.TRAIN)
+
+    def _tasks(self, seed: int) -> Sequence[Task]:
+        plan = self._plan
+        if plan.split is Split.HELD_OUT:
+            return self._environment.tasks(plan.tasks, seed, Split.HELD_OUT)
+        learned = {task.id for task in self._learned()}
+        drawn = self._environment.tasks(plan.learn + plan.tasks, seed + FRESH_SEED, Split.TRAIN)
+        return [task for task in drawn if task.id not in learned][: plan.tasks]
 
     async def _truth(self, run: Run, seed: int) -> Truth:
         agent = self._agent(Direct(self._cache), seed)
