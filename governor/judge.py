@@ -122,19 +122,20 @@ class Judge:
     ) -> tuple[Proposal, ...] | NeedProbe:
         """A proposal for each call, in order; NEED_PROBE while one of them waits for the probe. `added` are
         the calls that were withheld by a notice since the client's last message, and the notices."""
-        proposals = tuple(self._proposals(turn, measures, [*self._messages, *added], probe))
+        proposals = tuple(self._proposals(turn, measures, added, probe))
         settled = tuple(proposal for proposal in proposals if isinstance(proposal, Proposal))
         return settled if len(settled) == len(proposals) else NEED_PROBE
 
     def _proposals(
-        self, turn: Turn, measures: Measures, messages: Sequence[Any], probe: ProbeState
+        self, turn: Turn, measures: Measures, added: Sequence[Any], probe: ProbeState
     ) -> Iterable[Proposal | NeedProbe]:
         calls = turn.calls
         if not calls:
             return
         history = [done for done in self.executed if done.call.signature not in self.missing]
-        withheld = withheld_signatures(messages)
-        steps = step(messages)
+        # Only in what the governor itself said: a tool's result that reads like a notice unlocks nothing.
+        withheld = withheld_signatures(added)
+        steps = step([*self._messages, *added])
         for place, call in enumerate(calls):
             effect = self.catalog.effect(call.name)
             siblings = pending_calls([*calls[:place], *calls[place + 1 :]], self.catalog)
