@@ -10,6 +10,8 @@ import orjson
 
 from governor_server.upstream import Body, Headers, UpstreamError, UpstreamResponse
 
+EVENT_STREAM = "text/event-stream"
+
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
@@ -44,7 +46,10 @@ class Reply:
 
     async def relay(self, response: UpstreamResponse) -> None:
         """Hand upstream's response on, as it comes."""
-        await self.begin(response.status, response.headers)
+        headers = response.headers
+        if response.content_type == EVENT_STREAM:
+            headers = unbuffered(headers)
+        await self.begin(response.status, headers)
         async for piece in response.pieces():
             await self.piece(piece)
         await self.end()
@@ -65,6 +70,15 @@ def error_body(error: UpstreamError) -> dict[str, Any]:
             "code": error.status,
         }
     }
+
+
+def unbuffered(headers: Headers) -> Headers:
+    """The headers of a stream, with the wish that nobody between us and the client collects or compresses
+    it."""
+    kept = [pair for pair in headers if pair[0] != b"x-accel-buffering"]
+    if all(name != b"cache-control" for name, _ in kept):
+        kept.append((b"cache-control", b"no-cache, no-transform"))
+    return [*kept, (b"x-accel-buffering", b"no")]
 
 
 def target(scope: Scope) -> bytes:

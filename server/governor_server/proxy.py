@@ -28,6 +28,7 @@ from governor.rewards import CallTurn, RewardSettings, judged
 from governor.transcript import Transcript
 from governor_server import sse
 from governor_server.asgi import (
+    EVENT_STREAM,
     ClientGone,
     Receive,
     Reply,
@@ -39,6 +40,7 @@ from governor_server.asgi import (
     header,
     read_body,
     target,
+    unbuffered,
     until_gone,
 )
 from governor_server.metrics import Metrics
@@ -47,8 +49,6 @@ from governor_server.upstream import Body, Headers, Upstream, UpstreamError, Ups
 REFUSED = frozenset({400, 422})
 """Upstream does not like the request. It may be what the governor added, so it is asked again without
 that."""
-
-EVENT_STREAM = "text/event-stream"
 
 REWARD = RewardSettings()
 """The conventions by which calls are judged for the metrics: those of training, where nobody changed them."""
@@ -295,7 +295,7 @@ class GovernedChat:
 
     async def _stream(self, response: UpstreamResponse) -> None:
         headers = [pair for pair in response.headers if pair[0] not in _LENGTH]
-        headers += [*self._own_headers(decided=False), (b"x-accel-buffering", b"no")]
+        headers = unbuffered([*headers, *self._own_headers(decided=False)])
         await self._reply.begin(response.status, headers)
         done = b""
         try:

@@ -54,7 +54,10 @@ class UpstreamResponse:
         self._url = url
         self.waited_s = waited_s
         self.status = response.status
-        self.headers: Headers = forwarded(response.raw_headers)
+        # Without those of a governor before this one: what ours decided is told by ours alone.
+        self.headers: Headers = [
+            pair for pair in forwarded(response.raw_headers) if not pair[0].startswith(OWN_PREFIX)
+        ]
         self._peeked: bytes | None = None
 
     @property

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from functools import cache
-from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -18,6 +17,7 @@ from governor.governance import Governance
 from governor.policies import ThresholdPolicy
 from governor.request import ClientView
 from governor_server import sse
+from tests.server.bodies import chunks_of
 from tests.server.scripted_upstream import EVENTS, Answer, proxied, scripted
 from tests.wire.assembled import Assembled
 from tests.wire.generated import Generated, chat, stream_bytes
@@ -129,7 +129,7 @@ async def test_a_recorded_stream_arrives_with_every_field(name: str, mode: str) 
         status, headers, received = await proxy.chat(chat(stream=True))
     chunks = [json.loads(event[6:]) for event in body.split(b"\n\n") if event.startswith(b"data: {")]
     view = ClientView.of(chat(), 20)
-    assert _chunks(received) == [seen for chunk in chunks if (seen := view.chunk(chunk)) is not None]
+    assert chunks_of(received) == [seen for chunk in chunks if (seen := view.chunk(chunk)) is not None]
     assert received.endswith(b"data: [DONE]\n\n")
     assert (status, headers["content-type"]) == (200, EVENTS[1])
 
@@ -166,11 +166,7 @@ async def test_comments_keep_a_connection_alive() -> None:
     async with scripted(answer) as upstream, proxied(upstream) as proxy:
         _, _, received = await proxy.chat(chat(stream=True))
     assert received.startswith(b": ping\n\n")
-    assert Assembled.of_chunks(_chunks(received)).content == "Oslo."
-
-
-def _chunks(body: bytes) -> list[dict[str, Any]]:
-    return [json.loads(event[6:]) for event in body.split(b"\n\n") if event.startswith(b"data: {")]
+    assert Assembled.of_chunks(chunks_of(received)).content == "Oslo."
 
 
 def _dumped(generated: Generated) -> bytes:
