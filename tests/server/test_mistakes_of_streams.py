@@ -46,11 +46,10 @@ def served(chunks: list[dict[str, Any]]) -> Answer:
 async def test_logprobs_of_the_markers_of_a_call_reach_the_client() -> None:
     """vllm#37737: those of chunks that the tool parser swallows were lost. Streamed or not, a client that
     asks has one for each token."""
-    asking = {"logprobs": True, "top_logprobs": 20}
     answers = [answer(CALLING, True), UNSURE, answer(CALLING, False), UNSURE]
     async with scripted(*answers) as upstream, proxied(upstream) as proxy:
-        streamed = assembled((await proxy.chat(chat(stream=True, **asking)))[2])
-        whole = assembled((await proxy.chat(chat(**asking)))[2])
+        streamed = assembled((await proxy.chat(chat(stream=True, logprobs=True, top_logprobs=20)))[2])
+        whole = assembled((await proxy.chat(chat(logprobs=True, top_logprobs=20)))[2])
     assert streamed.tokens == whole.tokens == tokens(CALLING)
     assert "<tool_call>" in streamed.tokens
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -16,6 +15,7 @@ from governor.policies import Evidence, Judgement
 from governor.records import CallRecord
 from governor.rewards import CallTurn, RewardSettings, judged
 from tests.server.bodies import answer, assembled, chunks_of, parsed
+from tests.server.departures import leave
 from tests.server.scripted_upstream import (
     ABORT,
     EVENTS,
@@ -24,7 +24,6 @@ from tests.server.scripted_upstream import (
     Answer,
     Piece,
     Proxied,
-    ScriptedUpstream,
     proxied,
     scripted,
 )
@@ -393,7 +392,7 @@ HALF = stream_bytes(CALLING.chunks()[:8], done=False)
 async def test_a_client_that_leaves_a_stream_ends_the_work(answers: list[Answer], requests: int) -> None:
     """In every phase."""
     async with scripted(*answers) as upstream, proxied(upstream) as proxy:
-        await _leave(proxy, upstream, chat(stream=True, tools=["lookup", "book"]), requests)
+        await leave(proxy, upstream, chat(stream=True, tools=["lookup", "book"]), requests)
 
 
 @pytest.mark.parametrize(
@@ -409,21 +408,7 @@ async def test_a_client_that_leaves_a_stream_ends_the_work(answers: list[Answer]
 async def test_a_client_that_leaves_a_response_ends_the_work(answers: list[Answer], requests: int) -> None:
     """Upstream would otherwise generate to the end for nobody."""
     async with scripted(*answers) as upstream, proxied(upstream) as proxy:
-        await _leave(proxy, upstream, chat(tools=["lookup", "book"]), requests)
-
-
-async def _leave(proxy: Proxied, upstream: ScriptedUpstream, body: Mapping[str, Any], requests: int) -> None:
-    asking = asyncio.create_task(proxy.chat(body))
-    async with asyncio.timeout(20):
-        while len(upstream.received) < requests:
-            upstream.asked.clear()
-            await upstream.asked.wait()
-    await asyncio.sleep(0.05)
-    asking.cancel()
-    with suppress(asyncio.CancelledError):
-        await asking
-    async with asyncio.timeout(5):
-        await upstream.gone.acquire()
+        await leave(proxy, upstream, chat(tools=["lookup", "book"]), requests)
 
 
 async def _decisions(proxy: Proxied, conversation: str) -> list[dict[str, Any]]:
