@@ -52,8 +52,7 @@ class ExecutedCall:
 
 
 def executed_calls(messages: Sequence[Any], catalog: ToolCatalog) -> tuple[ExecutedCall, ...]:
-    """The calls of the history in the order they were made, without those that were answered by a notice of
-    ours.
+    """The calls of the history in the order they were made.
 
     A result that belongs to no call of the history stands for a call of unknown effect. Messages of any
     other shape are passed over.
@@ -69,7 +68,7 @@ def executed_calls(messages: Sequence[Any], catalog: ToolCatalog) -> tuple[Execu
             found.extend(replace(executed, user_messages_after=users) for executed in proposed)
         elif role in ("tool", "function"):
             _settle(found, message, users)
-    return tuple(executed for executed in found if not is_notice(executed.result))
+    return tuple(found)
 
 
 def withheld_signatures(messages: Sequence[Any]) -> frozenset[CallSignature]:

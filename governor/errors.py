@@ -20,6 +20,10 @@ class LogprobsMalformed(GovernorError):
     """The upstream's `logprobs` are not of the documented shape."""
 
 
+class CallsMalformed(GovernorError):
+    """The upstream's tool calls cannot be told apart."""
+
+
 class ProbeFailed(GovernorError):
     """The probe's response is no answer: `no_logprobs`, `empty`, `malformed` or `call` (it tried to call a
     tool)."""

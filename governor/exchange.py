@@ -173,9 +173,9 @@ class Exchange:
 
     @property
     def missing_logprobs(self) -> bool:
-        """Whether upstream did not send the logprobs that were asked for."""
-        turn = self._generations[0].turn
-        return bool(turn.finish_reason) and not turn.measured
+        """Whether upstream did not send the logprobs that were asked for, or not of every token."""
+        first = self._generations[0]
+        return bool(first.turn.finish_reason) and not first.measures.complete
 
     @property
     def policy_errors(self) -> Sequence[Exception]:

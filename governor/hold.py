@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from governor.request import Json
-from governor.turn import REASONING_KEYS, Turn, first_choice
+from governor.turn import Turn, first_choice
 
 MAY_BEGIN_CALL = "{[<`"
 """How a call begins that a model writes as text, when it may not make one."""
@@ -74,7 +74,7 @@ class Hold:
         if choice is None or choice.get("finish_reason") is not None:
             return False
         delta: Json = choice.get("delta") or {}
-        if delta.get("role") or delta.get("tool_calls") or any(delta.get(key) for key in REASONING_KEYS):
+        if any(value for key, value in delta.items() if key != "content"):
             return False
         return not delta.get("content") or not turn.has_text
 

@@ -54,26 +54,29 @@ class Proposal:
 
 @dataclass(frozen=True, slots=True)
 class Measures:
-    """The figures of one turn, in nats; None where upstream sent no logprobs."""
+    """The figures of one turn, in nats; None where upstream did not send the logprobs of every token.
+    `complete` says whether it did."""
 
     segment_entropy: float | None = None
     decision_entropy: float | None = None
     decision_margin: float | None = None
     arguments: tuple[float | None, ...] = ()
+    complete: bool = False
 
     @classmethod
     def of(cls, turn: Turn, governance: Governance) -> Measures:
         """The figures of `turn`."""
         calls = turn.calls
-        if not turn.measured:
+        spans = turn.spans() if turn.measured else ()
+        if turn.has_gaps(spans) or not turn.measured:
             return cls(arguments=(None,) * len(calls))
-        spans = turn.spans()
         decision = decision_token(turn.tokens, spans)
         return cls(
             mean_entropy(segment(turn.tokens, spans, governance.segment_kinds)),
             decision.entropy.value if decision else None,
             decision.margin if decision else None,
             tuple(mean_entropy(call_tokens(turn.tokens, spans, place)) for place in range(len(calls))),
+            complete=True,
         )
 
 
@@ -122,19 +125,20 @@ class Judge:
     ) -> tuple[Proposal, ...] | NeedProbe:
         """A proposal for each call, in order; NEED_PROBE while one of them waits for the probe. `added` are
         the calls that were withheld by a notice since the client's last message, and the notices."""
-        proposals = tuple(self._proposals(turn, measures, [*self._messages, *added], probe))
+        proposals = tuple(self._proposals(turn, measures, added, probe))
         settled = tuple(proposal for proposal in proposals if isinstance(proposal, Proposal))
         return settled if len(settled) == len(proposals) else NEED_PROBE
 
     def _proposals(
-        self, turn: Turn, measures: Measures, messages: Sequence[Any], probe: ProbeState
+        self, turn: Turn, measures: Measures, added: Sequence[Any], probe: ProbeState
     ) -> Iterable[Proposal | NeedProbe]:
         calls = turn.calls
         if not calls:
             return
         history = [done for done in self.executed if done.call.signature not in self.missing]
-        withheld = withheld_signatures(messages)
-        steps = step(messages)
+        # Only in what the governor itself said: a tool's result that reads like a notice unlocks nothing.
+        withheld = withheld_signatures(added)
+        steps = step([*self._messages, *added])
         for place, call in enumerate(calls):
             effect = self.catalog.effect(call.name)
             siblings = pending_calls([*calls[:place], *calls[place + 1 :]], self.catalog)

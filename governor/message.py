@@ -91,7 +91,7 @@ class Keep:
     def _calls(self, calls: Sequence[Json], index_key: str | None) -> list[Json]:
         kept = self.calls or {}
         if index_key is None:
-            return [call for place, call in enumerate(calls) if call.get("index", place) in kept]
+            return [call for place, call in enumerate(calls) if place in kept]
         return [{**call, index_key: kept[call[index_key]]} for call in calls if call[index_key] in kept]
 
     def _logprobs(self, logprobs: Json | None, first_token: int) -> Json | None:

@@ -5,9 +5,9 @@ is pruned anew, and a result that was stubbed once must be stubbed again: otherw
 another prompt and the engine's prefix cache is lost. The caller therefore keeps `Pruning.stubs` (it belongs
 into the calls' records) and hands it in with the next request.
 
-Only results of read-only tools are ever pruned, and of these no error, no notice of ours, nothing but text,
-and nothing that is not longer than its stub. A result and its call stay a pair: of the tool message, the
-content alone changes. Whatever cannot be read or told apart stays as it is.
+Only results of read-only tools are ever pruned, and of these no error, nothing but text, and nothing that is
+not longer than its stub. A result and its call stay a pair: of the tool message, the content alone changes.
+Whatever cannot be read or told apart stays as it is.
 """
 
 from __future__ import annotations
@@ -78,6 +78,12 @@ def _read_stub(text: str) -> tuple[StubReason, int] | None:
         if found := pattern.fullmatch(text.strip()):
             return reason, int(found[1])
     return None
+
+
+def _known_stub(text: str, made: StubReason | None) -> tuple[StubReason, int] | None:
+    """What `text` says as the stub that was `made` for this reason; None if it is not that stub."""
+    found = _read_stub(text) if made is not None else None
+    return found if found and found[0] is made else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,7 +158,7 @@ def prune(
     """
     if settings.policy == "none":
         return Pruning(messages)
-    plan = _Plan(_read(messages, catalog), settings, stubs, low_value, count)
+    plan = _Plan(_read(messages, catalog, stubs), settings, stubs, low_value, count)
     older = plan.waiting()
     reason = StubReason.AGE
     if settings.policy == "low_value":
@@ -200,7 +206,9 @@ class _History:
     ambiguous: AbstractSet[str]
 
 
-def _read(messages: Sequence[Any], catalog: ToolCatalog) -> _History:
+def _read(messages: Sequence[Any], catalog: ToolCatalog, stubs: Mapping[str, StubReason]) -> _History:
+    """`stubs` are those that were made before: only in their place is a text that reads like a stub taken for
+    one. A tool may write what it likes into its result."""
     proposed: dict[str, tuple[int, ExecutedCall]] = {}
     answered: set[str] = set()
     ambiguous: set[str] = set()
@@ -234,7 +242,7 @@ def _read(messages: Sequence[Any], catalog: ToolCatalog) -> _History:
                     signature=executed.call.signature,
                     failed=told.failed,
                     prunable=sure and not told.failed and None not in _parts(message.get("content")),
-                    stub=_read_stub(told.result),
+                    stub=_known_stub(told.result, stubs.get(identity)),
                 )
                 for told in _executed(message, catalog)
             )
@@ -242,7 +250,7 @@ def _read(messages: Sequence[Any], catalog: ToolCatalog) -> _History:
 
 
 def _executed(message: Mapping[str, Any], catalog: ToolCatalog) -> Sequence[ExecutedCall]:
-    """The calls that an assistant message makes, or the one result of a tool message, if it is no notice."""
+    """The calls that an assistant message makes, or the one result of a tool message."""
     try:
         return executed_calls((message,), catalog)
     except RecursionError:  # JSON that is nested deeper than Python writes it

@@ -125,13 +125,17 @@ class ClientView:
     def _trimmed(self, logprobs: Json) -> Json:
         """The first `asked` alternatives: vLLM puts the sampled token first whatever its rank, then the
         others in order, so that a shorter list is a prefix of a longer one."""
-        content = [
-            {**token, "top_logprobs": token["top_logprobs"][: self.asked]}
-            if "top_logprobs" in token
-            else token
-            for token in logprobs.get("content") or ()
-        ]
-        return {**logprobs, "content": content}
+        trimmed = {
+            key: [
+                {**token, "top_logprobs": token["top_logprobs"][: self.asked]}
+                if "top_logprobs" in token
+                else token
+                for token in logprobs[key]
+            ]
+            for key in ("content", "refusal")
+            if logprobs.get(key)
+        }
+        return {**logprobs, **trimmed}
 
 
 def _only_logprobs(choice: Json) -> bool:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from governor.calls import ToolCall
-from governor.errors import LogprobsMalformed
+from governor.errors import CallsMalformed, LogprobsMalformed
 from governor.probe import ProbeAnswer
 from governor.request import Json
 from governor.spans import Markup, Span, SpanKind, mean_entropy, segment, spans
@@ -44,19 +44,26 @@ class Turn:
         self.has_text = False
         self.tokens: list[Token] = []
         self.malformed_logprobs = False
+        self._shown_unmeasured = False
         self.finish_reason: str | None = None
         self.usage: Json = {}
 
     def add_chunk(self, chunk: Json) -> None:
-        """Take in one chunk of the stream."""
+        """Take in one chunk of the stream. Raises `CallsMalformed`."""
         if choice := first_choice(chunk):
-            self._add(choice.get("delta") or {}, choice)
+            delta = choice.get("delta") or {}
+            for place, call in enumerate(delta.get("tool_calls") or ()):
+                self._add_call(call.get("index", place), call)
+            self._add(delta, choice)
         self.usage = chunk.get("usage") or self.usage
 
     def add_response(self, response: Json) -> None:
-        """Take in a whole response."""
+        """Take in a whole response. Its calls are those of the list, whatever index they may carry."""
         if choice := first_choice(response):
-            self._add(choice.get("message") or {}, choice)
+            message = choice.get("message") or {}
+            for place, call in enumerate(message.get("tool_calls") or ()):
+                self._add_call(place, call)
+            self._add(message, choice)
         self.usage = response.get("usage") or {}
 
     def _add(self, message: Json, choice: Json) -> None:
@@ -68,17 +75,21 @@ class Turn:
                 self.reasoning_key = key
                 self._reasoning.append(reasoning)
                 break
-        for place, call in enumerate(message.get("tool_calls") or ()):
-            self._add_call(call.get("index", place), call)
-        self._add_tokens(choice.get("logprobs") or {})
+        if logprobs := choice.get("logprobs"):
+            self._add_tokens(logprobs)
+        elif content or reasoning or message.get("tool_calls"):
+            self._shown_unmeasured = True
         self.finish_reason = choice.get("finish_reason") or self.finish_reason
 
     def _add_call(self, index: int, delta: Json) -> None:
-        """By index: later pieces of a call carry no id, or an empty one."""
+        """By index: later pieces of a call carry no id, or an empty one. Two ids or names under one index are
+        two calls that nobody can tell apart: an effectful one might be taken for a part of another."""
         parts = self._calls.setdefault(index, _CallParts())
         function: Json = delta.get("function") or {}
-        parts.id = delta.get("id") or parts.id
-        parts.name = function.get("name") or parts.name
+        id, name = delta.get("id") or parts.id, function.get("name") or parts.name
+        if (parts.id and id != parts.id) or (parts.name and name != parts.name):
+            raise CallsMalformed("calls", "two calls under one index")
+        parts.id, parts.name = id, name
         parts.arguments.append(function.get("arguments") or "")
 
     def _add_tokens(self, logprobs: Json) -> None:
@@ -120,6 +131,13 @@ class Turn:
     def measured(self) -> bool:
         """Whether upstream sent the tokens' logprobs."""
         return bool(self.tokens) and not self.malformed_logprobs
+
+    def has_gaps(self, spans: Sequence[Span]) -> bool:
+        """Whether upstream left tokens out of the logprobs, so that the `spans` of the turn are not those of
+        all its tokens. Servers drop those of the reasoning, or of the markers that a parser swallows; without
+        the marker a call's arguments would look like free text."""
+        unmarked = bool(self._calls) and all(span.kind is not SpanKind.CALL for span in spans)
+        return self._shown_unmeasured or unmarked
 
     def spans(self) -> tuple[Span, ...]:
         """The spans of the turn.

@@ -20,9 +20,9 @@ class Evidence:
 
     `history` is `executed_calls(messages)` followed by `pending_calls` of the OTHER calls of the same
     message: a sibling with an effect makes an earlier result stale. `withheld` are the signatures that a
-    notice already answered in `messages`. `last` is the record of the conversation's last executed call,
-    where it was found; `model` and `schema` say for which model and which description of the tool
-    (`governor.calls.schemas_of`) all of this was measured.
+    notice already answered since the client's last message. `last` is the record of the conversation's last
+    executed call, where it was found; `model` and `schema` say for which model and which description of the
+    tool (`governor.calls.schemas_of`) all of this was measured.
     """
 
     call: ToolCall

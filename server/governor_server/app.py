@@ -17,9 +17,11 @@ from prometheus_client import CollectorRegistry
 
 from governor.decision import Mode
 from governor.governance import Governance
-from governor_server.asgi import Receive, Scope, Send
+from governor_server.access import Access
+from governor_server.api_errors import ApiError
+from governor_server.asgi import Receive, Reply, Scope, Send
 from governor_server.feedback import EFFECT, FEEDBACK, FeedbackStore, feedback_routes
-from governor_server.gatekeeper import CALIBRATED, Gatekeeper
+from governor_server.gatekeeper import CALIBRATED, Gatekeeper, label
 from governor_server.metrics import Metrics, process_registry
 from governor_server.proxy import Proxy
 from governor_server.settings import Settings
@@ -28,10 +30,14 @@ from governor_server.transcripts import TranscriptStore
 from governor_server.upstream import Upstream, UpstreamError
 
 CHAT = "/v1/chat/completions"
-OWN = frozenset(
-    {"/healthz", "/readyz", "/metrics", "/governor/gates", "/governor/decisions", FEEDBACK, EFFECT}
-)
+METRICS = "/metrics"
+OPEN = frozenset({"/healthz", "/readyz"})
+"""Routes that tell nothing but whether the proxy works."""
+OPERATORS = frozenset({"/governor/gates", "/governor/decisions", FEEDBACK, EFFECT})
+OWN = OPEN | OPERATORS | {METRICS}
 READY_TIMEOUT_S = 2.0
+MAX_GATES = 50
+"""Gates that have a metric; `/governor/gates` tells of all."""
 
 log = logging.getLogger(__name__)
 
@@ -69,11 +75,14 @@ class GovernorApp:
         key = settings.upstream.api_key
         self.settings = settings
         self.metrics = metrics
+        self.draining = False
+        self.access = Access(settings.auth, trusts_upstream=key is None)
         self.upstream = Upstream(
             upstream_url,
             api_key=key.get_secret_value() if key else None,
             connect_timeout_s=settings.upstream.connect_timeout_s,
             read_timeout_s=settings.upstream.read_timeout_s,
+            pool_timeout_s=settings.upstream.pool_timeout_s,
             max_connections=settings.upstream.max_connections,
         )
         self.store = RecordStore(
@@ -106,12 +115,17 @@ class GovernorApp:
             governance=self._governance(),
             records=self.store,
             metrics=metrics,
+            access=self.access,
+            limits=settings.limits,
             clock=time.time,
             new_id=lambda: uuid.uuid4().hex,
             probe_timeout_s=settings.probe.timeout_s,
             probe_when_observing=settings.observe.probe,
             transcripts=self.transcripts,
+            gates_by_tenant=settings.auth.isolation == "full",
         )
+        metrics.running_requests.set_function(lambda: self.proxy.slots.running)
+        metrics.waiting_requests.set_function(lambda: self.proxy.slots.waiting)
         self.gatekeeper: Gatekeeper | None = None
         if settings.governance.policy == CALIBRATED:
             self.gatekeeper = Gatekeeper(
@@ -119,6 +133,7 @@ class GovernorApp:
                 settings.governance.rules(),
                 records=lambda: self.store.recent(settings.store.max_records),
                 changed=self._govern,
+                by_tenant=settings.auth.isolation == "full",
                 clock=time.time,
             )
             self.gatekeeper.load()
@@ -134,9 +149,26 @@ class GovernorApp:
         elif scope["path"] == CHAT and scope["method"] == "POST":
             await self.proxy.chat(scope, receive, send)
         elif scope["path"] in OWN:
-            await self._own(scope, receive, send)
+            await self._own_route(scope, receive, send)
         else:
             await self.proxy.forward(scope, receive, send)
+
+    async def _own_route(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """The operator's routes need the operator; the metrics do where several clients use the proxy, since
+        they tell of all of them together."""
+        path = scope["path"]
+        try:
+            if path in OPERATORS or (path == METRICS and self.access.checked):
+                self.access.check_admin(scope)
+        except ApiError as error:
+            self.metrics.refused_requests_total.labels(error.type).inc()
+            await Reply(send).error(error)
+        else:
+            await self._own(scope, receive, send)
+
+    def drain(self) -> None:
+        """Say from now on that no more requests should come."""
+        self.draining = True
 
     async def ready(self) -> bool:
         """Whether upstream answers its health check."""
@@ -160,8 +192,9 @@ class GovernorApp:
         else:
             self.proxy.governance = replace(base, mode=Mode.OBSERVE)
             self.proxy.by_model = self.gatekeeper.governances(base)
-            for model, standing in self.gatekeeper.standings.items():
+            for key, standing in tuple(self.gatekeeper.standings.items())[:MAX_GATES]:
                 certificate = standing.gate.certificate if standing.gate and standing.enforces else None
+                model = label(key)
                 self.metrics.gate_enforces.labels(model).set(certificate is not None)
                 self.metrics.gate_harm_bound.labels(model).set(certificate.bound if certificate else 1.0)
 
@@ -205,9 +238,12 @@ def own_routes(app: GovernorApp) -> FastAPI:
 
     @routes.get("/readyz")
     async def readyz(response: Response) -> Mapping[str, str]:
+        if app.draining:
+            response.status_code = 503
+            return {"status": "draining"}
         ready = await app.ready()
         response.status_code = 200 if ready else 503
-        return {"status": "ok" if ready else "upstream does not answer", "upstream": app.upstream.url}
+        return {"status": "ok" if ready else "upstream does not answer"}
 
     @routes.get("/metrics")
     async def metrics() -> Response:

@@ -6,9 +6,11 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, MutableMapping
 from typing import Any
 
-import orjson
+from governor_server.api_errors import ApiError, Headers
+from governor_server.limits import LimitSettings, body_too_large, body_too_slow
+from governor_server.upstream import Body, UpstreamResponse
 
-from governor_server.upstream import Body, Headers, UpstreamError, UpstreamResponse
+EVENT_STREAM = "text/event-stream"
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -44,27 +46,27 @@ class Reply:
 
     async def relay(self, response: UpstreamResponse) -> None:
         """Hand upstream's response on, as it comes."""
-        await self.begin(response.status, response.headers)
+        headers = response.headers
+        if response.content_type == EVENT_STREAM:
+            headers = unbuffered(headers)
+        await self.begin(response.status, headers)
         async for piece in response.pieces():
             await self.piece(piece)
         await self.end()
 
-    async def error(self, error: UpstreamError) -> None:
+    async def error(self, error: ApiError) -> None:
         """An error of the proxy, in the shape of the API's."""
-        body = orjson.dumps(error_body(error))
-        await self.whole(error.status, [(b"content-type", b"application/json")], body)
+        headers = [(b"content-type", b"application/json"), *error.headers]
+        await self.whole(error.status, headers, error.dumped())
 
 
-def error_body(error: UpstreamError) -> dict[str, Any]:
-    """The error in the shape that OpenAI's clients read."""
-    return {
-        "error": {
-            "message": str(error),
-            "type": f"upstream_{error.reason}",
-            "param": None,
-            "code": error.status,
-        }
-    }
+def unbuffered(headers: Headers) -> Headers:
+    """The headers of a stream, with the wish that nobody between us and the client collects or compresses
+    it."""
+    kept = [pair for pair in headers if pair[0] != b"x-accel-buffering"]
+    if all(name != b"cache-control" for name, _ in kept):
+        kept.append((b"cache-control", b"no-cache, no-transform"))
+    return [*kept, (b"x-accel-buffering", b"no")]
 
 
 def target(scope: Scope) -> bytes:
@@ -79,40 +81,60 @@ def header(scope: Scope, name: bytes) -> str:
     return next((value.decode("latin-1") for key, value in scope["headers"] if key.lower() == name), "")
 
 
-async def read_body(receive: Receive) -> bytes:
-    """The whole body of a request. Raises `ClientGone`."""
-    pieces = []
-    while True:
-        message = await receive()
-        if message["type"] == "http.disconnect":
-            raise ClientGone
-        pieces.append(message.get("body", b""))
-        if not message.get("more_body"):
-            return b"".join(pieces)
+async def read_body(scope: Scope, receive: Receive, limits: LimitSettings) -> bytes:
+    """The whole body of a request. Raises `ClientGone`, and `ApiError` beyond the limits."""
+    check_length(scope, limits)
+    try:
+        async with asyncio.timeout(limits.body_timeout_s):
+            upload = Upload(await receive(), receive, limits)
+            if isinstance(upload.body, bytes):
+                return upload.body
+            return b"".join([piece async for piece in upload.body])
+    except TimeoutError:
+        raise body_too_slow(limits.body_timeout_s) from None
+
+
+def check_length(scope: Scope, limits: LimitSettings) -> None:
+    """Refuses a body before it was read, where the client says how long it is. Raises `ApiError`."""
+    length = header(scope, b"content-length")
+    if length.isdecimal() and int(length[:20]) > limits.max_body_bytes:
+        raise body_too_large(limits.max_body_bytes)
 
 
 class Upload:
     """The body of a request: bytes if all of it is there, else handed on as it comes. `first` is the first
-    message. Raises `ClientGone`."""
+    message. Raises `ClientGone`, and `ApiError` where it turns out to be too large."""
 
-    def __init__(self, first: Message, receive: Receive) -> None:
+    def __init__(self, first: Message, receive: Receive, limits: LimitSettings) -> None:
         if first["type"] == "http.disconnect":
             raise ClientGone
         self._receive = receive
+        self._limit = limits.max_body_bytes
+        self.failure: ApiError | None = None
         self._over = asyncio.Event()
         more = bool(first.get("more_body"))
-        self.body: Body = self._pieces(first) if more else first.get("body", b"")
+        piece: bytes = first.get("body", b"")
+        self.body: Body = self._pieces(first) if more else piece
         if not more:
             self._over.set()
+            if len(piece) > self._limit:
+                raise body_too_large(self._limit)
 
     async def _pieces(self, message: Message) -> AsyncIterator[bytes]:
+        size = 0
         try:
-            yield message.get("body", b"")
-            while message.get("more_body"):
+            while True:
+                piece = message.get("body", b"")
+                size += len(piece)
+                if size > self._limit:
+                    self.failure = body_too_large(self._limit)
+                    raise self.failure
+                yield piece
+                if not message.get("more_body"):
+                    return
                 message = await self._receive()
                 if message["type"] == "http.disconnect":
                     raise ClientGone
-                yield message.get("body", b"")
         finally:
             self._over.set()
 
@@ -144,3 +166,6 @@ async def until_gone(leaving: Coroutine[Any, Any, None], work: Coroutine[Any, An
         for task in (working, watching):
             task.cancel()
         await asyncio.gather(working, watching, return_exceptions=True)
+        # An exception holds this frame, and the frame the task with the exception, and with it the prompt: a
+        # ring that would stay until the collector finds it.
+        del working, watching, task

@@ -78,7 +78,7 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
         end = arguments.index("--")
         own, engine_args = arguments[:end], arguments[end + 1 :]
     parser, problems = _parser(
-        with_plugins=arguments[:1] not in (["serve"], ["doctor"], ["replay"], ["tune"], ["version"])
+        with_plugins=arguments[:1] not in (["serve"], ["doctor"], ["key"], ["replay"], ["tune"], ["version"])
     )
     try:
         parsed = parser.parse_args(own)
@@ -105,6 +105,7 @@ def _parser(with_plugins: bool) -> tuple[argparse.ArgumentParser, list[str]]:
     subparsers = parser.add_subparsers(title="commands", metavar="COMMAND")
     _add_serve(subparsers)
     _add_doctor(subparsers)
+    _add_key(subparsers)
     log_commands.add(subparsers)
     version = subparsers.add_parser("version", help="print the versions that matter in a bug report")
     version.set_defaults(run=_version)
@@ -176,6 +177,18 @@ def _add_doctor(subparsers: Any) -> None:
     doctor.set_defaults(run=_doctor)
 
 
+def _add_key(subparsers: Any) -> None:
+    key = subparsers.add_parser(
+        "key",
+        help="make an API key, and the line of the settings that lets it in",
+        description="Prints a fresh key once, and what to put into governor.yaml: only its digest is kept.",
+    )
+    key.add_argument(
+        "tenant", metavar="TENANT", nargs="?", help="whose key it is; without it, the operator's"
+    )
+    key.set_defaults(run=_key)
+
+
 def _add_plugins(subparsers: Any) -> list[str]:
     problems = []
     for entry_point in importlib.metadata.entry_points(group=COMMANDS):
@@ -223,6 +236,16 @@ def _doctor(arguments: argparse.Namespace) -> int:
     from governor_server import doctor
 
     return doctor.run(arguments)
+
+
+def _key(arguments: argparse.Namespace) -> int:
+    from governor_server import access
+
+    key, lines = access.new_key(arguments.tenant)
+    print(key)
+    print("governor: keep it, it is not shown again; governor.yaml:", file=sys.stderr)
+    print(lines)
+    return 0
 
 
 def _version(_: argparse.Namespace) -> int:

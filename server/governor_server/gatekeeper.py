@@ -28,38 +28,47 @@ from governor.records import CallRecord
 from governor.rules import RuleSettings
 from governor.standing import Standing
 from governor_server.settings import CalibrationSettings
+from governor_server.tenants import tenant_of
 
 CALIBRATED: Final = "calibrated"
 """The name of the policy that has a gatekeeper."""
 NOTHING_YET: Final = "No gate was fitted yet: too few calls are labelled."
+
+Key = tuple[str, str]
+"""Tenant and model."""
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(slots=True)
 class Gatekeeper:
-    """The standings of all models, by the name that requests give.
+    """The standings of all models, by tenant and the name that requests give the model.
 
-    `records` gives what is to be learned from; `changed` is called on the event loop when a standing is
-    another one. Renewals run in a thread, one at a time.
+    `by_tenant` False: all tenants are learned from, and governed, alike, under the tenant "". `records` gives
+    what is to be learned from; `changed` is called on the event loop when a standing is another one. Renewals
+    run in a thread, one at a time.
     """
 
     settings: CalibrationSettings
     rules: RuleSettings
     records: Callable[[], Iterable[CallRecord]]
     changed: Callable[[], None]
+    by_tenant: bool = True
     clock: Callable[[], float] = time.time
-    standings: dict[str, Standing] = field(default_factory=dict)
+    standings: dict[Key, Standing] = field(default_factory=dict)
 
     def load(self) -> None:
         """Read what was kept; a file that cannot be read is told, and the learning begins anew."""
         path = self.settings.path
         try:
             data = orjson.loads(Path(path).read_bytes())
-            self.standings = {str(model): Standing.from_dict(kept) for model, kept in data.items()}
+            self.standings = {
+                (str(entry["tenant"]), str(entry["model"])): Standing.from_dict(entry["standing"])
+                for entry in data
+            }
         except FileNotFoundError:
             return
-        except (OSError, ValueError, AttributeError, GovernorError) as error:
+        except (OSError, ValueError, TypeError, KeyError, AttributeError, GovernorError) as error:
             log.warning("the gates in %s cannot be read, and are learned anew: %s", path, error)
 
     async def run(self) -> None:
@@ -79,28 +88,28 @@ class Gatekeeper:
         renewed = await asyncio.to_thread(self._renewed)
         if renewed == self.standings:
             return
-        for model, standing in renewed.items():
-            if standing != self.standings.get(model):
-                log.info("gate of %s: %s", model, sentence(standing))
+        for key, standing in renewed.items():
+            if standing != self.standings.get(key):
+                log.info("gate of %s: %s", label(key), sentence(standing))
         self.standings = renewed
         self.changed()
         await asyncio.to_thread(self._save)
 
-    def governances(self, base: Governance) -> dict[str, Governance]:
-        """For each model that was seen, how its requests are governed."""
+    def governances(self, base: Governance) -> dict[Key, Governance]:
+        """For each tenant and model that was seen, how its requests are governed."""
         return {
-            model: replace(
+            key: replace(
                 base,
                 mode=base.mode if standing.enforces else Mode.OBSERVE,
                 policy=CalibratedPolicy(standing.gate, base.rules, standing.lapsed),
             )
-            for model, standing in self.standings.items()
+            for key, standing in self.standings.items()
         }
 
     def report(self) -> dict[str, Any]:
-        """JSON-ready: per model whether its gate is in force, and why, in words."""
+        """JSON-ready: per tenant and model whether its gate is in force, and why, in words."""
         return {
-            model: {
+            label(key): {
                 "enforces": standing.enforces,
                 "says": sentence(standing),
                 "attempts": standing.attempts,
@@ -110,32 +119,43 @@ class Gatekeeper:
                 "threshold": standing.gate.threshold if standing.gate else None,
                 "certificate": _certificate(standing),
             }
-            for model, standing in self.standings.items()
+            for key, standing in self.standings.items()
         }
 
-    def _renewed(self) -> dict[str, Standing]:
+    def _renewed(self) -> dict[Key, Standing]:
+        """Of a tenant from which nothing was learned, nothing is kept once its records are gone: anybody
+        could fill the memory with names otherwise."""
         from governor_calibration.renewal import renew
 
-        records = tuple(self.records())
-        models = {record.model for record in records if record.model} | set(self.standings)
+        by_tenant: dict[str, list[CallRecord]] = {}
+        for record in self.records():
+            tenant = tenant_of(record.conversation) if self.by_tenant else ""
+            by_tenant.setdefault(tenant, []).append(record)
+        keys = {(tenant, record.model) for tenant, own in by_tenant.items() for record in own if record.model}
+        keys |= {key for key, standing in self.standings.items() if standing != Standing()}
         return {
-            model: renew(
-                records,
-                self.standings.get(model, Standing()),
+            (tenant, model): renew(
+                by_tenant.get(tenant, ()),
+                self.standings.get((tenant, model), Standing()),
                 model=model,
                 max_harm=self.settings.max_harm,
                 confidence=self.settings.confidence,
                 now=self.clock(),
                 settings=self.rules,
             )
-            for model in sorted(models)
+            for tenant, model in sorted(keys)
         }
 
     def _save(self) -> None:
         """All or nothing: a reader never sees half a file."""
         path = Path(self.settings.path)
         fresh = path.with_suffix(".new")
-        body = orjson.dumps({model: standing.as_dict() for model, standing in self.standings.items()})
+        body = orjson.dumps(
+            [
+                {"tenant": tenant, "model": model, "standing": standing.as_dict()}
+                for (tenant, model), standing in self.standings.items()
+            ]
+        )
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             fresh.write_bytes(body)
@@ -144,6 +164,11 @@ class Gatekeeper:
             log.warning("the gates are kept in memory only: %s", error)
             with contextlib.suppress(OSError):
                 fresh.unlink(missing_ok=True)
+
+
+def label(key: Key) -> str:
+    """A tenant and a model, for people."""
+    return f"{key[0]}/{key[1]}" if key[0] else key[1]
 
 
 def sentence(standing: Standing) -> str:

@@ -6,6 +6,7 @@ proxies in one process, or two tests, never share a counter.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -23,6 +24,8 @@ MAX_TOOL_NAMES = 50
 """Tool names come from clients; past this many the label is `other`, or a client could grow the registry."""
 
 OTHER_TOOL = "other"
+
+TOOL_NAME = re.compile(r"[\w.:/-]{1,64}", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,8 +124,17 @@ class Metrics:
         self.fail_open_total = counter(
             "fail_open", "Calls that passed because a part of the governor failed.", "where"
         )
+        self.refused_requests_total = counter(
+            "refused_requests", "Requests that the proxy itself refused, by the type of the error.", "reason"
+        )
+        self.upstream_failures_total = counter(
+            "upstream_failures",
+            "Answers of upstream that were none, broke off, or were a 429 or 5xx.",
+            "reason",
+        )
         self.missing_logprobs_total = counter(
-            "missing_logprobs", "Responses that came without the logprobs that were asked for."
+            "missing_logprobs",
+            "Responses without the logprobs that were asked for, or not of all tokens.",
         )
         self.store_errors_total = counter("store_errors", "Records that could not be read or written.")
         self.engine_restarts_total = counter(
@@ -130,6 +142,12 @@ class Metrics:
         )
         self.conversations = Gauge(
             "governor_conversations", "Conversations that have a record.", registry=registry
+        )
+        self.running_requests = Gauge(
+            "governor_running_requests", "Requests that have their turn.", registry=registry
+        )
+        self.waiting_requests = Gauge(
+            "governor_waiting_requests", "Requests that wait for their turn.", registry=registry
         )
 
     def count_call(self, tool: str, decision: str, reason: str) -> None:
@@ -142,11 +160,17 @@ class Metrics:
         name = "spared" if value is None else "informative" if value > 0 else "uninformative"
         self.judged_total.labels(name).inc()
 
+    def count_upstream(self, status: int) -> None:
+        """Count an answer of upstream that says that it could not do its work."""
+        if status == 429 or status >= 500:
+            self.upstream_failures_total.labels(f"status_{status if status < 600 else 'other'}").inc()
+
     def tool_label(self, tool: str) -> str:
-        """The tool's name while fewer than `MAX_TOOL_NAMES` others have been seen, else `other`."""
+        """The tool's name while fewer than `MAX_TOOL_NAMES` others have been seen, else `other`: so is what
+        is no name, since a model may write anything in its place."""
         if tool in self._tools:
             return tool
-        if len(self._tools) >= MAX_TOOL_NAMES:
+        if len(self._tools) >= MAX_TOOL_NAMES or not TOOL_NAME.fullmatch(tool):
             return OTHER_TOOL
         self._tools.add(tool)
         return tool

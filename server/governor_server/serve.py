@@ -5,10 +5,13 @@ from __future__ import annotations
 import errno
 import http.client
 import logging
+import resource
 import signal
 import socket
+import time
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
+from types import FrameType
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -18,6 +21,7 @@ from governor_server.app import GovernorApp, create_app
 from governor_server.console import Console
 from governor_server.engine import Engine
 from governor_server.errors import PortInUse, ServerError, UpstreamUnreachable
+from governor_server.protocol import bounded_protocol
 from governor_server.settings import ServerSettings, Settings
 
 KEEP_ALIVE_S = 30
@@ -27,6 +31,7 @@ KEEP_ALIVE_S = 30
 def run(settings: Settings, console: Console) -> None:
     """Serve until interrupted. Raises `ServerError` for whatever an operator can put right."""
     _configure_logging(settings.server.log_level)
+    allow_files()
     # A termination then unwinds the stack as Ctrl-C does, and takes the engine down on its way. Scripts start
     # their background jobs with SIGINT ignored; it must end us before the web server takes it over, too.
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -41,6 +46,13 @@ def run(settings: Settings, console: Console) -> None:
         engine.wait_ready()
         app = create_app(settings, upstream_url=engine.url, vocab_size=engine.vocab_size)
         _serve(settings, app, listener, console, engine)
+
+
+def allow_files() -> None:
+    """As many open files as this user may have: each request needs two, and the usual limit is 1,024."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with suppress(ValueError, OSError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def listen(settings: ServerSettings) -> socket.socket:
@@ -84,12 +96,45 @@ def checked_upstream(settings: Settings) -> str:
 
 
 class Server(uvicorn.Server):
-    """uvicorn, telling when it serves and why it stopped."""
+    """uvicorn, telling when it serves and why it stopped.
 
-    def __init__(self, config: uvicorn.Config, on_started: Callable[[], None]) -> None:
+    A termination comes in three steps: `on_draining` turns readiness red, requests are still taken for
+    `drain_delay_s` until whoever distributes them has seen that, and then those that run may end.
+    An interruption from the keyboard leaves the first two out, and so does a second termination.
+    """
+
+    def __init__(
+        self,
+        config: uvicorn.Config,
+        on_started: Callable[[], None],
+        on_draining: Callable[[], None] = lambda: None,
+        drain_delay_s: float = 0.0,
+    ) -> None:
         super().__init__(config)
         self.failure: ServerError | None = None
         self._on_started = on_started
+        self._on_draining = on_draining
+        self._drain_delay_s = drain_delay_s
+        self._drained_at: float | None = None
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """On a signal."""
+        if sig != signal.SIGTERM or self._drained_at is not None:
+            super().handle_exit(sig, frame)
+            return
+        self._captured_signals.append(sig)
+        self.drain()
+
+    def drain(self) -> None:
+        """Begin to end."""
+        self._drained_at = time.monotonic() + self._drain_delay_s
+        self._on_draining()
+
+    async def on_tick(self, counter: int) -> bool:
+        """Ten times a second; true ends the serving."""
+        if self._drained_at is not None and time.monotonic() >= self._drained_at:
+            self.should_exit = True
+        return await super().on_tick(counter)
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
@@ -109,7 +154,12 @@ def _serve(
     console: Console,
     engine: Engine | None = None,
 ) -> None:
-    server = Server(_configuration(settings, app), lambda: _announce(settings, app, listener, console))
+    server = Server(
+        configuration(settings, app),
+        on_started=lambda: _announce(settings, app, listener, console),
+        on_draining=app.drain,
+        drain_delay_s=settings.server.drain_delay_s,
+    )
     if engine is not None:
         engine.supervise(server.fail, on_restart=app.metrics.engine_restarts_total.inc)
     # uvicorn shuts down in good order on a signal, then raises it again; it exits if it cannot start.
@@ -122,11 +172,12 @@ def _serve(
     console.say("stopped")
 
 
-def _configuration(settings: Settings, app: Any) -> uvicorn.Config:
+def configuration(settings: Settings, app: Any) -> uvicorn.Config:
+    """How uvicorn serves the application."""
     return uvicorn.Config(
         app,
         loop="uvloop",
-        http="httptools",
+        http=bounded_protocol(settings.limits),
         ws="none",
         lifespan="on",
         log_config=None,

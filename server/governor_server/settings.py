@@ -10,13 +10,12 @@ import difflib
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, Self, get_args
+from typing import Any, ClassVar, Literal, Self, get_args
 from urllib.parse import urlsplit
 
 import yaml
 from pydantic import (
     BaseModel,
-    ConfigDict,
     Field,
     SecretStr,
     ValidationError,
@@ -37,7 +36,10 @@ from governor.pruning import PrunePolicy, PruneSettings
 from governor.rules import Budgets, RuleSettings
 from governor.spans import Markup, SpanKind
 from governor_server import policies
+from governor_server.access import AuthSettings
 from governor_server.errors import SettingsError
+from governor_server.limits import LimitSettings
+from governor_server.sections import Count, Port, Seconds, Section, Share
 from governor_server.store import IN_MEMORY
 
 CONFIG_VARIABLE = "GOVERNOR_CONFIG"
@@ -47,17 +49,6 @@ ENV_PREFIX = "GOVERNOR_"
 UNKNOWN_VOCAB_SIZE = 262_144
 """Where nobody can tell: as large as the largest common vocabulary, so that an upper bound remains one."""
 
-Port = Annotated[int, Field(ge=0, le=65535)]
-Seconds = Annotated[float, Field(gt=0)]
-Count = Annotated[int, Field(ge=1)]
-Share = Annotated[float, Field(ge=0, le=1)]
-
-
-class Section(BaseModel):
-    """A group of settings. Frozen, and closed to keys it does not know."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
 
 class ServerSettings(Section):
     """Where the proxy listens."""
@@ -65,6 +56,7 @@ class ServerSettings(Section):
     host: str = "127.0.0.1"
     port: Port = 8000
     log_level: Literal["debug", "info", "warning", "error"] = "info"
+    drain_delay_s: float = Field(default=2.0, ge=0)
     shutdown_grace_s: Count = 10
 
 
@@ -75,6 +67,7 @@ class UpstreamSettings(Section):
     api_key: SecretStr | None = None
     connect_timeout_s: Seconds = 5.0
     read_timeout_s: Seconds = 600.0
+    pool_timeout_s: Seconds = 10.0
     max_connections: Count = 1024
 
     @field_validator("url")
@@ -86,6 +79,8 @@ class UpstreamSettings(Section):
         parts = urlsplit(url)
         if parts.scheme not in ("http", "https") or not parts.netloc:
             raise ValueError("must be an address like http://host:8000")
+        if "@" in parts.netloc:
+            raise ValueError("must not hold a password, which errors would tell: use upstream.api_key")
         return url.rstrip("/").removesuffix("/v1").rstrip("/")
 
 
@@ -263,6 +258,8 @@ class Settings(BaseSettings):
         case_sensitive=False,
     )
     server: ServerSettings = ServerSettings()
+    auth: AuthSettings = AuthSettings()
+    limits: LimitSettings = LimitSettings()
     upstream: UpstreamSettings = UpstreamSettings()
     engine: EngineSettings = EngineSettings()
     governance: GovernanceSettings = GovernanceSettings()

@@ -23,6 +23,7 @@ from typing import Generic, TypeVar
 import orjson
 
 from governor.records import CallRecord
+from governor_server.tenants import qualified, tenant_of
 
 IN_MEMORY = ":memory:"
 QUEUE_SIZE = 4096
@@ -79,8 +80,14 @@ class Table(Generic[Item]):
         )
 
 
+def key_of(record: CallRecord) -> str:
+    """Its call id, qualified with the tenant of its conversation."""
+    return qualified(tenant_of(record.conversation), record.call_id)
+
+
 class RecordStore:
-    """The records of recent calls, found by call id or by conversation. Safe to use from several threads.
+    """The records of recent calls, found by call id or by conversation, each qualified with its tenant. Safe
+    to use from several threads.
 
     `path` is a file, or `:memory:`. At most `max_records` are kept, the least recently used go first, and
     none is given out more than `ttl_s` seconds after it was created. Unless `keep_text`, the file holds
@@ -129,7 +136,7 @@ class RecordStore:
             return self._get(call_id)
 
     def put(self, record: CallRecord) -> None:
-        """Keep a record; one with the same call id is replaced."""
+        """Keep a record; one with the same call id of the same tenant is replaced."""
         with self._lock:
             self._sweep()
             self._insert(record)
@@ -171,9 +178,10 @@ class RecordStore:
         return record
 
     def _insert(self, record: CallRecord) -> None:
-        self._remove(record.call_id)
-        self._records[record.call_id] = record
-        self._conversations.setdefault(record.conversation, {})[record.call_id] = None
+        key = key_of(record)
+        self._remove(key)
+        self._records[key] = record
+        self._conversations.setdefault(record.conversation, {})[key] = None
         while len(self._records) > self._max_records:
             self._remove(next(iter(self._records)))
 
@@ -202,7 +210,7 @@ def records_table(keep_text: bool) -> Table[CallRecord]:
     """The table of the calls; without text it holds numbers and digests."""
 
     def encode(record: CallRecord) -> Row:
-        return record.call_id, record.created, orjson.dumps(record.as_dict(keep_text=keep_text))
+        return key_of(record), record.created, orjson.dumps(record.as_dict(keep_text=keep_text))
 
     return Table("records", "call_id", encode, lambda body: CallRecord.from_dict(orjson.loads(body)))
 

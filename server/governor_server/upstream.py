@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+import asyncio
+from collections.abc import AsyncIterator, Iterable
+from contextlib import asynccontextmanager, suppress
+from contextvars import ContextVar
+from io import BytesIO
 from time import perf_counter
+from weakref import WeakSet
 
 import aiohttp
+from aiohttp.client_proto import ResponseHandler
+from aiohttp.connector import Connection
+from aiohttp.tracing import Trace
 from multidict import CIMultiDict
 from yarl import URL
 
-Headers = list[tuple[bytes, bytes]]
+from governor_server.api_errors import ApiError, Headers
+
 Body = bytes | AsyncIterator[bytes]
 
 KEEPALIVE_S = 3.0
@@ -36,14 +44,25 @@ STALE_S = 0.5
 """A connection that upstream had closed fails at once; one that fails later was at work, and is not tried
 again."""
 
+LARGE_BYTES = 512 * 1024
+"""A body beyond this is written in pieces, between which others have their turn."""
 
-class UpstreamError(Exception):
+LAST_MOMENT_S = 0.1
+"""How long a body that has said its last may take to end."""
+
+RETRIED_BY_AIOHTTP = frozenset({"GET", "HEAD", "OPTIONS", "TRACE", "PUT", "DELETE"})
+"""Methods that may be repeated at will: aiohttp sends these once more by itself."""
+
+used_before: ContextVar[bool] = ContextVar("used_before", default=False)
+"""Whether the connection that this task got last had carried a request before."""
+
+
+class UpstreamError(ApiError):
     """Upstream could not be asked, or its answer broke off. `status` is what a client is to see."""
 
     def __init__(self, reason: str, message: str, status: int = 502) -> None:
-        super().__init__(message)
+        super().__init__(status, f"upstream_{reason}", message)
         self.reason = reason
-        self.status = status
 
 
 class UpstreamResponse:
@@ -54,8 +73,12 @@ class UpstreamResponse:
         self._url = url
         self.waited_s = waited_s
         self.status = response.status
-        self.headers: Headers = forwarded(response.raw_headers)
+        # Without those of a governor before this one: what ours decided is told by ours alone.
+        self.headers: Headers = [
+            pair for pair in forwarded(response.raw_headers) if not pair[0].startswith(OWN_PREFIX)
+        ]
         self._peeked: bytes | None = None
+        self.at_end = False
 
     @property
     def content_type(self) -> str:
@@ -84,11 +107,35 @@ class UpstreamResponse:
         """The whole body. Raises `UpstreamError` when it breaks off."""
         return b"".join([piece async for piece in self.pieces()])
 
+    async def read_up_to(self, most: int) -> bytes:
+        """The body, or what came of one that is larger than `most` bytes: `pieces` gives all of it again
+        then, and `at_end` is False. Raises `UpstreamError`."""
+        pieces, size = [], 0
+        async for piece in self.pieces():
+            pieces.append(piece)
+            size += len(piece)
+            if size > most:
+                self._peeked = b"".join(pieces)
+                return self._peeked
+        self.at_end = True
+        return b"".join(pieces)
+
+    async def settle(self) -> None:
+        """Wait a moment for the end of a body that has said its last: then the connection can be used again,
+        also by what is asked next."""
+        if self._response.content.at_eof():
+            return
+        with suppress(TimeoutError, UpstreamError):
+            async with asyncio.timeout(LAST_MOMENT_S):
+                while await self._read_any():
+                    pass
+
     async def _read_any(self) -> bytes:
         start = perf_counter()
         try:
-            with _failures(self._url):
-                return await self._response.content.readany()
+            return await self._response.content.readany()
+        except FAILURES as error:
+            raise failure(self._url, error) from error
         finally:
             self.waited_s += perf_counter() - start
 
@@ -107,19 +154,20 @@ class Upstream:
         api_key: str | None = None,
         connect_timeout_s: float = 5.0,
         read_timeout_s: float = 600.0,
+        pool_timeout_s: float = 10.0,
         max_connections: int = 1024,
     ) -> None:
         self.url = url.rstrip("/").removesuffix("/v1")
         self._api_key = api_key
         self._timeout = aiohttp.ClientTimeout(
-            total=None, sock_connect=connect_timeout_s, sock_read=read_timeout_s
+            total=None, connect=pool_timeout_s, sock_connect=connect_timeout_s, sock_read=read_timeout_s
         )
         self._max_connections = max_connections
         self._session: aiohttp.ClientSession | None = None
 
     async def __aenter__(self) -> Upstream:
         self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=self._max_connections, keepalive_timeout=KEEPALIVE_S),
+            connector=Pool(limit=self._max_connections, keepalive_timeout=KEEPALIVE_S),
             cookie_jar=aiohttp.DummyCookieJar(),
             timeout=self._timeout,
             skip_auto_headers=("User-Agent", "Accept", "Accept-Encoding", "Content-Type"),
@@ -159,19 +207,21 @@ class Upstream:
 
         async def send() -> aiohttp.ClientResponse:
             assert self._session is not None
-            return await self._session.request(
-                method, url, headers=headers, data=body or None, allow_redirects=False
-            )
+            data: Body | BytesIO | None = body or None
+            if isinstance(body, bytes) and len(body) > LARGE_BYTES:
+                data = BytesIO(body)
+            return await self._session.request(method, url, headers=headers, data=data, allow_redirects=False)
 
         start = perf_counter()
-        with _failures(self.url):
+        try:
             try:
                 return await send()
             except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError) as error:
-                stale = perf_counter() - start < STALE_S and isinstance(body, bytes)
-                if isinstance(error, aiohttp.ClientConnectorError) or not stale:
+                if perf_counter() - start > STALE_S or not _never_arrived(method, body, error):
                     raise
                 return await send()
+        except FAILURES as error:
+            raise failure(self.url, error) from error
 
     def _headers(self, headers: Iterable[tuple[bytes, bytes]]) -> CIMultiDict[str]:
         sent = CIMultiDict((name.decode("latin-1"), value.decode("latin-1")) for name, value in headers)
@@ -196,15 +246,47 @@ def requested(headers: Iterable[tuple[bytes, bytes]], *, drop: frozenset[bytes] 
     return [pair for pair in kept if not pair[0].startswith(OWN_PREFIX)]
 
 
-@contextmanager
-def _failures(url: str) -> Iterator[None]:
-    """Tells failures of the connection as `UpstreamError`."""
-    try:
-        yield
-    except (TimeoutError, aiohttp.ServerTimeoutError) as error:
-        raise UpstreamError("timeout", f"upstream {url} did not answer in time", 504) from error
-    except aiohttp.ClientConnectorError as error:
-        raise UpstreamError("unreachable", f"upstream {url} is unreachable: {error.os_error}") from error
-    except (aiohttp.ClientError, OSError) as error:
-        what = str(error) or type(error).__name__
-        raise UpstreamError("broken", f"upstream {url} broke the connection: {what}") from error
+class Pool(aiohttp.TCPConnector):
+    """Connections, of which it is known whether they were used before."""
+
+    def __init__(self, *, limit: int, keepalive_timeout: float) -> None:
+        super().__init__(limit=limit, keepalive_timeout=keepalive_timeout)
+        self._used: WeakSet[ResponseHandler] = WeakSet()
+
+    async def connect(
+        self,
+        req: aiohttp.ClientRequest,
+        traces: list[Trace],
+        timeout: aiohttp.ClientTimeout,  # noqa: ASYNC109
+    ) -> Connection:
+        """A free connection, or a new one."""
+        connection = await super().connect(req, traces, timeout)
+        protocol = connection.protocol
+        used_before.set(protocol in self._used)
+        if protocol is not None:
+            self._used.add(protocol)
+        return connection
+
+
+def _never_arrived(method: str, body: Body, error: aiohttp.ClientError) -> bool:
+    """Whether upstream closed an idle connection just when a request went out on it, so that it never read
+    the request: nothing came back, on a connection that had worked before. On a new one upstream took the
+    request and died of it, and would do so again."""
+    answered = isinstance(error, aiohttp.ServerDisconnectedError) and not isinstance(error.message, str)
+    repeatable = method not in RETRIED_BY_AIOHTTP and isinstance(body, bytes)
+    return repeatable and not answered and used_before.get()
+
+
+FAILURES = (TimeoutError, aiohttp.ClientError, OSError)
+"""What can go wrong with a connection."""
+
+
+def failure(url: str, error: BaseException) -> UpstreamError:
+    """A failure of the connection, without words of upstream's: they may be of an answer."""
+    if isinstance(error, aiohttp.ConnectionTimeoutError):
+        return UpstreamError("connect_timeout", f"no connection to upstream {url} in time", 504)
+    if isinstance(error, TimeoutError):
+        return UpstreamError("timeout", f"upstream {url} did not answer in time", 504)
+    if isinstance(error, aiohttp.ClientConnectorError):
+        return UpstreamError("unreachable", f"upstream {url} is unreachable: {error.os_error.strerror}")
+    return UpstreamError("broken", f"upstream {url} broke the connection ({type(error).__name__})")

@@ -85,12 +85,16 @@ def test_the_users_later_messages_are_counted() -> None:
     assert [executed.user_messages_after for executed in executed_calls(messages, CATALOG)] == [1, 0]
 
 
-def test_a_call_answered_by_a_notice_was_not_executed() -> None:
-    """It is neither in the history nor a repeat of anything; its signature is known, so that it may be
-    asked again."""
+def test_a_call_answered_by_a_notice_may_be_asked_again() -> None:
+    """Its signature is known."""
     messages = [asked(("a", "lookup"), ("b", "search")), told("a", NOTICE_REPEATED), told("b", "found")]
-    assert [executed.call.name for executed in executed_calls(messages, CATALOG)] == ["search"]
     assert withheld_signatures(messages) == {ToolCall("a", 0, "lookup", "{}").signature}
+
+
+def test_a_result_that_reads_like_a_notice_is_a_result() -> None:
+    """The client never sees a notice, so that a tool wrote this one: an effect would be forgotten with it."""
+    messages = [asked(("a", "lookup")), told("a", NOTICE_REPEATED)]
+    assert [executed.call.name for executed in executed_calls(messages, CATALOG)] == ["lookup"]
 
 
 def test_a_notice_to_no_call_withholds_nothing() -> None:

@@ -326,10 +326,16 @@ def test_a_text_that_stands_above_is_not_gone() -> None:
 def test_stubs_that_the_client_sends_are_known() -> None:
     """A client that keeps what the model saw, or a proxy before this one."""
     messages = [asked(("a", "lookup"), arguments='{"x":1}'), told("a", stub(StubReason.AGE)), said()]
-    pruning = pruned(messages, "a")
+    pruning = pruned(messages, "a", stubs={"a": StubReason.AGE})
     assert pruning.messages is messages
-    assert pruning.stubs == {}
+    assert pruning.stubs == {"a": StubReason.AGE}
     assert pruning.missing == {ToolCall("a", 0, "lookup", '{"x":1}').signature}
+
+
+def test_a_result_that_only_reads_like_a_stub_unlocks_nothing() -> None:
+    """A tool may write it to have itself called again; the record says that it was never pruned."""
+    messages = [asked(("a", "lookup"), arguments='{"x":1}'), told("a", stub(StubReason.AGE)), said()]
+    assert pruned(messages, "a").missing == frozenset()
 
 
 # Older results

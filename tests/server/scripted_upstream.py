@@ -17,6 +17,7 @@ import uvicorn
 from prometheus_client import CollectorRegistry
 
 from governor_server.app import GovernorApp, create_app
+from governor_server.serve import configuration
 from governor_server.settings import Settings
 from tests.wire.generated import Generated, stream_bytes
 from tests.wire.recorded import Recorded
@@ -30,11 +31,13 @@ class Accident(Enum):
 
     ABORT = "abort"
     """The connection is reset."""
+    CLOSE = "close"
+    """The connection is closed in good order."""
     HANG = "hang"
     """Nothing more comes until the client goes away."""
 
 
-ABORT, HANG = Accident.ABORT, Accident.HANG
+ABORT, CLOSE, HANG = Accident.ABORT, Accident.CLOSE, Accident.HANG
 Piece = bytes | float | asyncio.Event | Accident
 """Bytes to write, seconds to wait, an event to wait for, or an accident."""
 
@@ -42,7 +45,7 @@ Piece = bytes | float | asyncio.Event | Accident
 @dataclass(frozen=True, slots=True)
 class Answer:
     """An answer: without `length` the body is sent chunked, one chunk a piece of bytes. `before` comes before
-    the status line."""
+    the status line, its bytes as they are."""
 
     pieces: Sequence[Piece] = ()
     status: int = 200
@@ -125,7 +128,8 @@ class ScriptedUpstream:
         self, request: Received, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
     ) -> None:
         if request.target == "/health":
-            answer = Answer([b""], headers=())
+            # So that the first request of a test has a connection of its own.
+            answer = Answer([b""], headers=[("connection", "close")])
         elif request.target == "/tokenize" and request.json.get("prompt") == "<tool_call>":
             answer = Answer.whole({"tokens": [8], "count": 1})
         else:
@@ -196,8 +200,14 @@ async def _pause(piece: Piece, writer: asyncio.StreamWriter) -> None:
         await asyncio.sleep(piece)
     elif isinstance(piece, asyncio.Event):
         await piece.wait()
+    elif isinstance(piece, bytes):
+        writer.write(piece)
+        await writer.drain()
     elif piece is ABORT:
         writer.transport.abort()
+        raise ConnectionResetError
+    elif piece is CLOSE:
+        writer.close()
         raise ConnectionResetError
     elif piece is HANG:
         await asyncio.sleep(3600)
@@ -250,6 +260,7 @@ async def proxied(
         "tools": {"read_only": ["lookup", "find*"], "effectful": ["book"]},
         # No lots, unless a test is about them.
         "experiment": {"holdout": 0, "exploration": 0, "labels": 0},
+        "server": {"shutdown_grace_s": 2},
         **sections,
     }
     configured["governance"] = {"mode": mode, "policy": "threshold", **sections.get("governance", {})}
@@ -260,16 +271,7 @@ async def proxied(
         settings, upstream_url=url, registry=registry, call_start_id=call_start_id, vocab_size=4096
     )
     bound = socket.create_server(("127.0.0.1", 0))
-    config = uvicorn.Config(
-        app,
-        lifespan="on",
-        log_level="warning",
-        server_header=False,
-        date_header=False,
-        ws="none",
-        timeout_graceful_shutdown=2,
-    )
-    server = uvicorn.Server(config)
+    server = uvicorn.Server(configuration(settings, app))
     serving = asyncio.create_task(server.serve([bound]))
     try:
         while not server.started:  # noqa: ASYNC110

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import re
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cache
+from io import BytesIO
 from typing import Any
 
 import pytest
@@ -18,7 +22,8 @@ from governor.governance import Governance
 from governor.policies import ThresholdPolicy
 from governor.request import ClientView
 from governor_server import sse
-from tests.server.scripted_upstream import EVENTS, Answer, proxied, scripted
+from tests.server.bodies import chunks_of, digest
+from tests.server.scripted_upstream import EVENTS, Answer, Piece, proxied, scripted
 from tests.wire.assembled import Assembled
 from tests.wire.generated import Generated, chat, stream_bytes
 from tests.wire.recorded import recorded
@@ -129,7 +134,7 @@ async def test_a_recorded_stream_arrives_with_every_field(name: str, mode: str) 
         status, headers, received = await proxy.chat(chat(stream=True))
     chunks = [json.loads(event[6:]) for event in body.split(b"\n\n") if event.startswith(b"data: {")]
     view = ClientView.of(chat(), 20)
-    assert _chunks(received) == [seen for chunk in chunks if (seen := view.chunk(chunk)) is not None]
+    assert chunks_of(received) == [seen for chunk in chunks if (seen := view.chunk(chunk)) is not None]
     assert received.endswith(b"data: [DONE]\n\n")
     assert (status, headers["content-type"]) == (200, EVENTS[1])
 
@@ -166,11 +171,91 @@ async def test_comments_keep_a_connection_alive() -> None:
     async with scripted(answer) as upstream, proxied(upstream) as proxy:
         _, _, received = await proxy.chat(chat(stream=True))
     assert received.startswith(b": ping\n\n")
-    assert Assembled.of_chunks(_chunks(received)).content == "Oslo."
+    assert Assembled.of_chunks(chunks_of(received)).content == "Oslo."
 
 
-def _chunks(body: bytes) -> list[dict[str, Any]]:
-    return [json.loads(event[6:]) for event in body.split(b"\n\n") if event.startswith(b"data: {")]
+@pytest.mark.parametrize("name", STREAMS)
+@pytest.mark.parametrize("mode", ["observe", "enforce"])
+async def test_the_clients_stream_is_upstreams_without_what_was_added(name: str, mode: str) -> None:
+    """By the hash of all bytes. The logprobs are cut out of the recording as text here, not by the code under
+    test."""
+    body = source(name)
+    answers = [Answer.stream(body), Answer([b"{}"], 500)]
+    async with scripted(*answers) as upstream, proxied(upstream, mode) as proxy:
+        _, _, received = await proxy.chat(chat(stream=True))
+    assert digest(received) == digest(unmeasured(body)) != digest(body)
+
+
+def unmeasured(body: bytes) -> bytes:
+    """The recorded stream as upstream would have sent it without logprobs."""
+    kept = []
+    for event in body.split(b"\n\n"):
+        bare = re.sub(rb'"logprobs":\{.*\},"finish_reason":', b'"logprobs":null,"finish_reason":', event)
+        swallowed = bare != event and b'"delta":{},' in bare and b'"finish_reason":null' in bare
+        kept += [] if swallowed else [bare]
+    return b"\n\n".join(kept)
+
+
+async def test_several_choices_go_through_to_the_byte() -> None:
+    """A recorded response with n = 2: which of the two the agent will take, nobody knows."""
+    recording = recorded("n2")
+    async with scripted(Answer.of(recording)) as upstream, proxied(upstream) as proxy:
+        _, _, received = await proxy.chat(recording.request)
+    assert digest(received) == digest(recording.body)
+    assert upstream.received[0].json == recording.request
+
+
+@pytest.mark.parametrize("options", [{"include_usage": True}, {"include_usage": False}, None])
+async def test_usage_comes_as_it_was_asked_for(options: dict[str, bool] | None) -> None:
+    """`stream_options` is the client's, and so is the chunk without a choice that it asks for."""
+    usage = bool(options and options["include_usage"])
+    generated = Generated(content="Oslo.", calls=[("c1", "lookup", "{}")])
+    answers = [Answer.stream(generated, usage=usage), Answer([b"{}"], 500)]
+    async with scripted(*answers) as upstream, proxied(upstream) as proxy:
+        _, _, received = await proxy.chat(chat(stream=True, stream_options=options))
+    assert upstream.received[0].json["stream_options"] == options
+    assert chunks_of(received) == replace(generated, top=None).chunks(usage=usage)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_refusal_arrives_at_once(stream: bool) -> None:
+    """It is text, in a field of its own, and does not wait for a call that never comes."""
+    told: dict[str, Any] = {"role": "assistant", "content": None, "refusal": "I may not say."}
+    choice = {"index": 0, "logprobs": None, "finish_reason": None}
+    chunk = {"id": "1", "choices": [{**choice, "delta": told}]}
+    end = {"id": "1", "choices": [{**choice, "delta": {}, "finish_reason": "stop"}]}
+    more = asyncio.Event()
+    events: list[Piece] = [stream_bytes([chunk], done=False), more, stream_bytes([end])]
+    whole = {"id": "1", "choices": [{**choice, "message": told, "finish_reason": "stop"}]}
+    answer = Answer(events, 200, [EVENTS], length=False) if stream else Answer.whole(whole)
+    async with (
+        scripted(answer) as upstream,
+        proxied(upstream) as proxy,
+        proxy.client.post("/v1/chat/completions", json=chat(stream=stream)) as response,
+    ):
+        first = await response.content.readany()
+        more.set()
+        rest = await response.content.read()
+    assert b"I may not say." in first
+    assert (chunks_of(first + rest) == [chunk, end]) if stream else (json.loads(first + rest) == whole)
+
+
+async def test_a_prompt_of_ten_megabytes_with_images_is_governed_like_any_other() -> None:
+    """Pictures are long strings in the messages; upstream gets them as they are."""
+    image = {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{'A/+=' * 2_500_000}"}}
+    prompt = {"role": "user", "content": [{"type": "text", "text": "Where was this?"}, image]}
+    asking = chat(prompt)
+    calling = Answer.whole(Generated(calls=[("c1", "lookup", "{}")]))
+    known = Answer.whole(Generated(content="Oslo"))
+    async with (
+        scripted(calling, known) as upstream,
+        proxied(upstream) as proxy,
+        proxy.client.post("/v1/chat/completions", data=BytesIO(json.dumps(asking).encode())) as reply,
+    ):
+        status, headers, received = reply.status, reply.headers, await reply.read()
+    assert (status, headers["x-governor-decision"]) == (200, "answer")
+    assert Assembled.of_response(json.loads(received)).content == "Oslo"
+    assert upstream.received[0].json["messages"] == asking["messages"]
 
 
 def _dumped(generated: Generated) -> bytes:

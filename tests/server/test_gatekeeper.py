@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from governor.governance import Governance
 from governor.probe import ProbeAnswer
 from governor.records import CallRecord
 from governor.rules import RuleSettings
+from governor.standing import Standing
 from governor_server.gatekeeper import Gatekeeper, sentence
 from governor_server.settings import CalibrationSettings
 from tests.server.scripted_upstream import Answer, proxied, scripted
@@ -81,10 +83,10 @@ async def test_enough_labels_make_a_gate(tmp_path: Path) -> None:
     """And it governs the model that it was learned from, and no other."""
     learned = keeper(tmp_path / "gates.json", many(1800))
     await learned.renew()
-    standing = learned.standings["atlas"]
+    standing = learned.standings["", "atlas"]
     assert standing.enforces, sentence(standing)
     governed = learned.governances(Governance(vocab_size=4096, mode=Mode.ENFORCE))
-    assert {model: governance.mode for model, governance in governed.items()} == {"atlas": Mode.ENFORCE}
+    assert {key: governance.mode for key, governance in governed.items()} == {("", "atlas"): Mode.ENFORCE}
     assert learned.report()["atlas"]["certificate"]["bound"] <= 0.02
 
 
@@ -92,9 +94,9 @@ async def test_signals_that_say_nothing_make_no_gate(tmp_path: Path) -> None:
     """The model is observed, and the report says why in words."""
     learned = keeper(tmp_path / "gates.json", many(1800, informative=False))
     await learned.renew()
-    assert not learned.standings["atlas"].enforces
+    assert not learned.standings["", "atlas"].enforces
     governed = learned.governances(Governance(vocab_size=4096, mode=Mode.ENFORCE))
-    assert governed["atlas"].mode is Mode.OBSERVE
+    assert governed["", "atlas"].mode is Mode.OBSERVE
     assert len(learned.report()["atlas"]["says"].split()) > 5
 
 
@@ -102,7 +104,34 @@ async def test_too_few_labels_make_no_gate(tmp_path: Path) -> None:
     """Nothing is tried, so that nothing of the budget for errors is spent."""
     learned = keeper(tmp_path / "gates.json", many(40))
     await learned.renew()
-    assert learned.standings["atlas"].attempts == 0
+    assert learned.standings["", "atlas"].attempts == 0
+
+
+@pytest.mark.parametrize("apart", [True, False])
+async def test_each_tenant_has_gates_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, apart: bool
+) -> None:
+    """Learned from nothing but its own records, unless the operator wants it otherwise; of one from which
+    nothing was learned, nothing is kept."""
+    given = []
+
+    def renew(records: Iterable[CallRecord], standing: Standing, **_: Any) -> Standing:
+        given.append({one.conversation for one in records})
+        return replace(standing, attempts=1)
+
+    monkeypatch.setattr("governor_calibration.renewal.renew", renew)
+    records = many(3)
+    neighbours = [replace(one, conversation=f"beta/{one.conversation}") for one in records]
+    learned = keeper(tmp_path / "gates.json", [*records, *neighbours])
+    learned.by_tenant = apart
+    await learned.renew()
+    mine, theirs = ({one.conversation for one in own} for own in (records, neighbours))
+    assert given == ([mine, theirs] if apart else [mine | theirs])
+    assert set(learned.standings) == ({("", "atlas"), ("beta", "atlas")} if apart else {("", "atlas")})
+    learned.records = lambda: ()
+    learned.standings["beta", "atlas"] = Standing()
+    await learned.renew()
+    assert set(learned.standings) == {("", "atlas")}
 
 
 async def test_a_gate_survives_a_restart(tmp_path: Path) -> None:
@@ -115,7 +144,9 @@ async def test_a_gate_survives_a_restart(tmp_path: Path) -> None:
     assert second.standings == first.standings
 
 
-@pytest.mark.parametrize("body", [b"", b"[]", b"{", b'{"atlas": 1}', b'{"atlas": {"gate": {}}}', b"\xff"])
+@pytest.mark.parametrize(
+    "body", [b"", b"[]", b"{", b'{"atlas": 1}', b'[{"tenant": "", "model": "x"}]', b"\xff"]
+)
 def test_a_file_that_cannot_be_read_is_learned_anew(tmp_path: Path, body: bytes) -> None:
     """A proxy that does not start because of a broken cache would be a worse one."""
     path = tmp_path / "gates.json"
@@ -130,7 +161,7 @@ async def test_a_disk_that_is_full_costs_no_gate(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("no folder")
     learned = keeper(tmp_path / "file" / "gates.json", many(1800))
     await learned.renew()
-    assert learned.standings["atlas"].enforces
+    assert learned.standings["", "atlas"].enforces
 
 
 @pytest.mark.parametrize("stream", [False, True])

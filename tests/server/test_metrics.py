@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry
 from prometheus_client.parser import text_string_to_metric_families
 
-from governor_server.metrics import MAX_TOOL_NAMES, OTHER_TOOL, Metrics, process_registry
+from governor_server.metrics import MAX_TOOL_NAMES, OTHER_TOOL, TOOL_NAME, Metrics, process_registry
 
 
 def scrape(metrics: Metrics) -> dict[str, float]:
@@ -43,7 +43,7 @@ def test_a_call_is_counted_by_what_became_of_it() -> None:
     assert samples["governor_tool_calls_total pass effectful_tool search"] == 1
 
 
-@given(st.lists(st.text(min_size=1), min_size=MAX_TOOL_NAMES, max_size=200))
+@given(st.lists(st.text("abcdef_", min_size=1, max_size=8), min_size=MAX_TOOL_NAMES, max_size=200))
 def test_a_client_cannot_grow_the_registry_with_tool_names(names: list[str]) -> None:
     """After the first names all others are one series; the first ones keep theirs."""
     metrics = Metrics(CollectorRegistry())
@@ -52,6 +52,13 @@ def test_a_client_cannot_grow_the_registry_with_tool_names(names: list[str]) -> 
     assert set(labels) <= {*first, OTHER_TOOL}
     for name, label in zip(names, labels, strict=True):
         assert label == (name if name in first else OTHER_TOOL)
+
+
+@given(st.text())
+def test_what_is_no_name_of_a_tool_is_no_label(text: str) -> None:
+    """A model may write anything where a name should stand, and labels are kept and shown for good."""
+    label = Metrics(CollectorRegistry()).tool_label(text)
+    assert label == (text if TOOL_NAME.fullmatch(text) else OTHER_TOOL)
 
 
 def test_a_negative_entropy_reduction_is_seen() -> None:

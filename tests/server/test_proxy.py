@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -15,6 +14,8 @@ import pytest
 from governor.policies import Evidence, Judgement
 from governor.records import CallRecord
 from governor.rewards import CallTurn, RewardSettings, judged
+from tests.server.bodies import answer, assembled, chunks_of, parsed
+from tests.server.departures import leave
 from tests.server.scripted_upstream import (
     ABORT,
     EVENTS,
@@ -23,11 +24,9 @@ from tests.server.scripted_upstream import (
     Answer,
     Piece,
     Proxied,
-    ScriptedUpstream,
     proxied,
     scripted,
 )
-from tests.wire.assembled import Assembled
 from tests.wire.generated import Generated, chat, made, stream_bytes
 
 NORWAY = ("c1", "lookup", '{"country": "Norway"}')
@@ -61,24 +60,10 @@ class DeadStore:
         raise OSError("no disk")
 
 
-def answer(generated: Generated, stream: bool) -> Answer:
-    return Answer.stream(generated, usage=True) if stream else Answer.whole(generated)
-
-
-def assembled(body: bytes) -> Assembled:
-    if body.startswith(b"{"):
-        return Assembled.of_response(json.loads(body))
-    return Assembled.of_chunks(_chunks(body))
-
-
 def unmeasured(generated: Generated, stream: bool) -> Any:
     """What the client would have received without a governor."""
     plain = replace(generated, top=None)
     return plain.chunks(usage=True) if stream else plain.response()
-
-
-def parsed(body: bytes) -> Any:
-    return json.loads(body) if body.startswith(b"{") else _chunks(body)
 
 
 # Decisions
@@ -178,7 +163,7 @@ async def test_a_client_that_asks_reads_why(stream: bool, level: str) -> None:
     """In the body, or the last chunk."""
     async with scripted(answer(CALLING, stream), Answer.whole(OSLO)) as upstream, proxied(upstream) as proxy:
         _, _, body = await proxy.chat(chat(stream=stream), x_governor_explain=level)
-    last = _chunks(body)[-1] if stream else json.loads(body)
+    last = chunks_of(body)[-1] if stream else json.loads(body)
     assert last["governor"]["decisions"][0]["reason"] == "confident_answer"
     assert ("tokens" in last["governor"]) is (level == "tokens")
     assert upstream.received[0].header("x-governor-explain") is None
@@ -341,7 +326,7 @@ async def test_a_stream_that_breaks_off_says_so() -> None:
             async with proxy.client.post("/v1/chat/completions", json=chat(stream=True)) as response:
                 while piece := await response.content.readany():
                     received += piece
-    *chunks, error = _chunks(received)
+    *chunks, error = chunks_of(received)
     assert chunks == replace(CALLING, top=None).chunks()[: len(chunks)]
     assert any("tool_calls" in chunk["choices"][0]["delta"] for chunk in chunks)
     assert error["error"]["type"] == "upstream_broken"
@@ -354,7 +339,7 @@ async def test_an_error_event_of_upstream_goes_on() -> None:
     chunks = [*replace(CALLING, top=None).chunks()[:5], error]
     async with scripted(Answer.stream(stream_bytes(chunks))) as upstream, proxied(upstream) as proxy:
         _, _, body = await proxy.chat(chat(stream=True))
-    assert _chunks(body) == chunks
+    assert chunks_of(body) == chunks
     assert body.endswith(b"data: [DONE]\n\n")
 
 
@@ -374,7 +359,7 @@ async def test_a_stream_without_its_last_event_still_ends() -> None:
     source = stream_bytes(replace(CALLING, top=None).chunks(), done=False)
     async with scripted(Answer.stream(source)) as upstream, proxied(upstream) as proxy:
         _, _, body = await proxy.chat(chat(stream=True))
-    assert _chunks(body) == _chunks(source)
+    assert chunks_of(body) == chunks_of(source)
     assert b"[DONE]" not in body
 
 
@@ -407,7 +392,7 @@ HALF = stream_bytes(CALLING.chunks()[:8], done=False)
 async def test_a_client_that_leaves_a_stream_ends_the_work(answers: list[Answer], requests: int) -> None:
     """In every phase."""
     async with scripted(*answers) as upstream, proxied(upstream) as proxy:
-        await _leave(proxy, upstream, chat(stream=True, tools=["lookup", "book"]), requests)
+        await leave(proxy, upstream, chat(stream=True, tools=["lookup", "book"]), requests)
 
 
 @pytest.mark.parametrize(
@@ -423,21 +408,7 @@ async def test_a_client_that_leaves_a_stream_ends_the_work(answers: list[Answer]
 async def test_a_client_that_leaves_a_response_ends_the_work(answers: list[Answer], requests: int) -> None:
     """Upstream would otherwise generate to the end for nobody."""
     async with scripted(*answers) as upstream, proxied(upstream) as proxy:
-        await _leave(proxy, upstream, chat(tools=["lookup", "book"]), requests)
-
-
-async def _leave(proxy: Proxied, upstream: ScriptedUpstream, body: Mapping[str, Any], requests: int) -> None:
-    asking = asyncio.create_task(proxy.chat(body))
-    async with asyncio.timeout(20):
-        while len(upstream.received) < requests:
-            upstream.asked.clear()
-            await upstream.asked.wait()
-    await asyncio.sleep(0.05)
-    asking.cancel()
-    with suppress(asyncio.CancelledError):
-        await asking
-    async with asyncio.timeout(5):
-        await upstream.gone.acquire()
+        await leave(proxy, upstream, chat(tools=["lookup", "book"]), requests)
 
 
 async def _decisions(proxy: Proxied, conversation: str) -> list[dict[str, Any]]:
@@ -456,10 +427,6 @@ async def _until(look: Callable[[], Any]) -> Any:
         while not (found := await look()):  # noqa: ASYNC110
             await asyncio.sleep(0.01)
         return found
-
-
-def _chunks(body: bytes) -> list[dict[str, Any]]:
-    return [json.loads(event[6:]) for event in body.split(b"\n\n") if event.startswith(b"data: {")]
 
 
 def _loaded(event: bytes) -> Any:

@@ -1,0 +1,37 @@
+"""Errors that a client reads, in the shape that OpenAI's clients understand."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import orjson
+
+Headers = list[tuple[bytes, bytes]]
+
+
+class ApiError(Exception):
+    """An error to answer a request with: the HTTP `status`, a stable word for its `type`, and a message that
+    says how to put it right. `headers` go with it.
+
+    Only what was never sent upstream says `retry_after_s`: it may be tried again without harm.
+    """
+
+    def __init__(
+        self, status: int, type: str, message: str, *, retry_after_s: int = 0, headers: Headers | None = None
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.type = type
+        self.headers: Headers = list(headers or ())
+        if retry_after_s:
+            self.headers.append((b"retry-after", b"%d" % retry_after_s))
+
+    @property
+    def body(self) -> dict[str, Any]:
+        """The body, parsed."""
+        error = {"message": str(self), "type": self.type, "param": None, "code": self.status}
+        return {"error": error}
+
+    def dumped(self) -> bytes:
+        """The body."""
+        return orjson.dumps(self.body)

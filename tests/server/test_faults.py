@@ -1,0 +1,120 @@
+"""What upstream can do wrong: passed on as it is, or failed open, and counted."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import aiohttp
+import pytest
+
+from tests.server.bodies import answer
+from tests.server.scripted_upstream import (
+    ABORT,
+    CLOSE,
+    EVENTS,
+    HANG,
+    JSON,
+    Answer,
+    Piece,
+    proxied,
+    scripted,
+)
+from tests.wire.generated import Generated, chat, stream_bytes
+
+PLAIN = Generated(content="Oslo.", top=None)
+STREAM = stream_bytes(PLAIN.chunks(), done=False)
+HTML = b"<html>Back soon.</html>"
+BOTH = pytest.mark.parametrize("stream", [False, True])
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """What upstream does, the status that the client sees, and what is counted."""
+
+    pieces: Sequence[Piece]
+    status: int
+    reason: str
+
+
+BEFORE_THE_ANSWER = {
+    "slow": Fault([HANG], 504, "timeout"),
+    "dead": Fault([0.6, ABORT], 502, "broken"),
+    "half closed": Fault([0.6, CLOSE], 502, "broken"),
+    "garbage": Fault([b"secret garbage\r\n\r\n", CLOSE], 502, "broken"),
+    "a head that ends too soon": Fault([b"HTTP/1.1 200 OK\r\ncontent-ty", CLOSE], 502, "broken"),
+}
+
+
+@BOTH
+@pytest.mark.parametrize("fault", BEFORE_THE_ANSWER.values(), ids=list(BEFORE_THE_ANSWER))
+async def test_an_upstream_that_gives_no_answer_is_told(fault: Fault, stream: bool) -> None:
+    """In an error of the API's shape, without a word of what upstream said; the next request works."""
+    settings = {"read_timeout_s": 1.0}
+    answers = [Answer(before=fault.pieces), answer(PLAIN, stream)]
+    async with scripted(*answers) as upstream, proxied(upstream, upstream=settings) as proxy:
+        status, _, body = await proxy.chat(chat(stream=stream))
+        assert proxy.metric("governor_upstream_failures_total", reason=fault.reason) == 1
+        assert proxy.metric("governor_requests_total", route="chat", code=str(status)) == 1
+        assert (await proxy.chat(chat(stream=stream)))[0] == 200
+    assert (status, json.loads(body)["error"]["type"]) == (fault.status, f"upstream_{fault.reason}")
+    assert b"secret" not in body
+
+
+@pytest.mark.parametrize("end", [ABORT, CLOSE])
+@BOTH
+async def test_an_answer_that_breaks_off_is_no_answer(end: Piece, stream: bool) -> None:
+    """A response becomes an error, since nothing of it went out; a stream stays unfinished."""
+    half = Answer(
+        [STREAM[:-40] if stream else b'{"choices"', 0.05, end, b"}"], 200, [EVENTS if stream else JSON]
+    )
+    async with scripted(half) as upstream, proxied(upstream) as proxy:
+        if stream:
+            with pytest.raises(aiohttp.ClientPayloadError):
+                await proxy.chat(chat(stream=True))
+        else:
+            assert (await proxy.chat(chat()))[0] == 502
+        assert proxy.metric("governor_upstream_failures_total", reason="broken") == 1
+
+
+async def test_a_stream_that_ends_in_the_middle_of_an_event_is_handed_on_and_counted() -> None:
+    """In good order as far as HTTP goes: to the client it looks as it would have without us."""
+    source = STREAM[:-40]
+    async with scripted(Answer.stream(source)) as upstream, proxied(upstream) as proxy:
+        status, _, body = await proxy.chat(chat(stream=True))
+        assert proxy.metric("governor_upstream_failures_total", reason="truncated") == 1
+    assert (status, body) == (200, source)
+
+
+@BOTH
+async def test_an_answer_of_another_kind_goes_on(stream: bool) -> None:
+    """The page of a proxy before the server, say."""
+    page = Answer([HTML], 200, [("content-type", "text/html")])
+    async with scripted(page) as upstream, proxied(upstream) as proxy:
+        status, headers, body = await proxy.chat(chat(stream=stream))
+        where = "unreadable" if stream else "response"
+        assert proxy.metric("governor_fail_open_total", where=where) == 1
+    assert (status, headers["content-type"], body) == (200, "text/html", HTML)
+
+
+@BOTH
+@pytest.mark.parametrize("status", [429, 500, 502, 503, 529])
+async def test_upstreams_own_refusals_go_on_and_are_counted(status: int, stream: bool) -> None:
+    """With the time after which to come back, and without a second try of ours: clients have their own."""
+    busy = Answer([b'{"error":{}}'], status, [JSON, ("retry-after", "7")])
+    async with scripted(busy) as upstream, proxied(upstream) as proxy:
+        got, headers, body = await proxy.chat(chat(stream=stream))
+        assert proxy.metric("governor_upstream_failures_total", reason=f"status_{status}") == 1
+    assert (got, headers["retry-after"], body) == (status, "7", b'{"error":{}}')
+    assert len(upstream.received) == 1
+
+
+async def test_a_probe_that_upstream_refuses_lets_the_call_pass() -> None:
+    """What the governor asks on top may be what is too much."""
+    calling = Generated(calls=[("c1", "lookup", "{}")])
+    busy = Answer([b"{}"], 429, [JSON, ("retry-after", "7")])
+    async with scripted(answer(calling, False), busy) as upstream, proxied(upstream) as proxy:
+        status, headers, _ = await proxy.chat(chat())
+        assert proxy.metric("governor_probe_failures_total", reason="status_429") == 1
+    assert (status, headers["x-governor-decision"]) == (200, "pass")
