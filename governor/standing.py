@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -64,3 +64,36 @@ class Standing:
             raise
         except (KeyError, TypeError, ValueError) as error:
             raise StandingMalformed("malformed", repr(error)) from error
+
+
+Key = tuple[str, str]
+"""Whose standing and for which model: tenant ("" where all are one) and model."""
+
+
+def told(key: Key) -> str:
+    """A tenant and a model, for people.
+
+    >>> told(("acme", "qwen")), told(("", "qwen"))
+    ('acme/qwen', 'qwen')
+    """
+    return f"{key[0]}/{key[1]}" if key[0] else key[1]
+
+
+def kept(standings: Mapping[Key, Standing]) -> list[dict[str, Any]]:
+    """JSON-ready: what stands in a file of gates."""
+    return [
+        {"tenant": tenant, "model": model, "standing": standing.as_dict()}
+        for (tenant, model), standing in standings.items()
+    ]
+
+
+def restored(data: Iterable[Mapping[str, Any]]) -> dict[Key, Standing]:
+    """What `kept` gave, also after a trip through JSON. Raises `StandingMalformed` or
+    `governor.gate.GateMalformed` on anything else."""
+    try:
+        return {
+            (str(entry["tenant"]), str(entry["model"])): Standing.from_dict(entry["standing"])
+            for entry in data
+        }
+    except (KeyError, TypeError) as error:
+        raise StandingMalformed("malformed", repr(error)) from error

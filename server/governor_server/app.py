@@ -17,11 +17,12 @@ from prometheus_client import CollectorRegistry
 
 from governor.decision import Mode
 from governor.governance import Governance
+from governor.standing import told
 from governor_server.access import Access
 from governor_server.api_errors import ApiError
 from governor_server.asgi import Receive, Reply, Scope, Send
 from governor_server.feedback import EFFECT, FEEDBACK, FeedbackStore, feedback_routes
-from governor_server.gatekeeper import CALIBRATED, Gatekeeper, label
+from governor_server.gatekeeper import CALIBRATED, Gatekeeper
 from governor_server.metrics import Metrics, process_registry
 from governor_server.proxy import Proxy
 from governor_server.settings import Settings
@@ -194,7 +195,7 @@ class GovernorApp:
             self.proxy.by_model = self.gatekeeper.governances(base)
             for key, standing in tuple(self.gatekeeper.standings.items())[:MAX_GATES]:
                 certificate = standing.gate.certificate if standing.gate and standing.enforces else None
-                model = label(key)
+                model = told(key)
                 self.metrics.gate_enforces.labels(model).set(certificate is not None)
                 self.metrics.gate_harm_bound.labels(model).set(certificate.bound if certificate else 1.0)
 

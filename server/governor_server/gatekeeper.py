@@ -26,16 +26,13 @@ from governor.governance import Governance
 from governor.policies.calibrated import CalibratedPolicy
 from governor.records import CallRecord
 from governor.rules import RuleSettings
-from governor.standing import Standing
+from governor.standing import Key, Standing, kept, restored, told
 from governor_server.settings import CalibrationSettings
 from governor_server.tenants import tenant_of
 
 CALIBRATED: Final = "calibrated"
 """The name of the policy that has a gatekeeper."""
 NOTHING_YET: Final = "No gate was fitted yet: too few calls are labelled."
-
-Key = tuple[str, str]
-"""Tenant and model."""
 
 log = logging.getLogger(__name__)
 
@@ -62,13 +59,10 @@ class Gatekeeper:
         path = self.settings.path
         try:
             data = orjson.loads(Path(path).read_bytes())
-            self.standings = {
-                (str(entry["tenant"]), str(entry["model"])): Standing.from_dict(entry["standing"])
-                for entry in data
-            }
+            self.standings = restored(data)
         except FileNotFoundError:
             return
-        except (OSError, ValueError, TypeError, KeyError, AttributeError, GovernorError) as error:
+        except (OSError, ValueError, GovernorError) as error:
             log.warning("the gates in %s cannot be read, and are learned anew: %s", path, error)
 
     async def run(self) -> None:
@@ -90,7 +84,7 @@ class Gatekeeper:
             return
         for key, standing in renewed.items():
             if standing != self.standings.get(key):
-                log.info("gate of %s: %s", label(key), sentence(standing))
+                log.info("gate of %s: %s", told(key), sentence(standing))
         self.standings = renewed
         self.changed()
         await asyncio.to_thread(self._save)
@@ -109,7 +103,7 @@ class Gatekeeper:
     def report(self) -> dict[str, Any]:
         """JSON-ready: per tenant and model whether its gate is in force, and why, in words."""
         return {
-            label(key): {
+            told(key): {
                 "enforces": standing.enforces,
                 "says": sentence(standing),
                 "attempts": standing.attempts,
@@ -150,12 +144,7 @@ class Gatekeeper:
         """All or nothing: a reader never sees half a file."""
         path = Path(self.settings.path)
         fresh = path.with_suffix(".new")
-        body = orjson.dumps(
-            [
-                {"tenant": tenant, "model": model, "standing": standing.as_dict()}
-                for (tenant, model), standing in self.standings.items()
-            ]
-        )
+        body = orjson.dumps(kept(self.standings))
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             fresh.write_bytes(body)
@@ -164,11 +153,6 @@ class Gatekeeper:
             log.warning("the gates are kept in memory only: %s", error)
             with contextlib.suppress(OSError):
                 fresh.unlink(missing_ok=True)
-
-
-def label(key: Key) -> str:
-    """A tenant and a model, for people."""
-    return f"{key[0]}/{key[1]}" if key[0] else key[1]
 
 
 def sentence(standing: Standing) -> str:

@@ -14,7 +14,7 @@ from governor.errors import GovernorError
 from governor.gate import Gate
 from governor.policies import POLICIES, Policy, PolicyError, PolicyKind
 from governor.policies.table import find_kind
-from governor.standing import Standing
+from governor.standing import restored, told
 
 GROUP = "governor.policies"
 """Entry points of this group add policies under the entry point's name. Each is a `PolicyKind`, or what makes
@@ -35,8 +35,8 @@ def table() -> dict[str, PolicyKind]:
             found[entry_point.name] = _kind(entry_point.name, entry_point.load())
         # A plug-in may fail in any way, and the proxy runs without it.
         except Exception as error:
-            told = " ".join(f"{type(error).__name__}: {error}".split())
-            log.warning("policy %s of %s is left out: %s", entry_point.name, entry_point.value, told)
+            why = " ".join(f"{type(error).__name__}: {error}".split())
+            log.warning("policy %s of %s is left out: %s", entry_point.name, entry_point.value, why)
     return found
 
 
@@ -55,18 +55,18 @@ def policy(name: str, parameters: Mapping[str, Any]) -> Policy:
 
 
 def gate(where: str) -> Gate:
-    """The gate in a file of gates, which holds one a model: `gates.json#model`, or `gates.json` if there is
-    only one. Raises `PolicyError`."""
-    path, _, model = where.partition("#")
+    """The gate in a file of gates, which holds one for each tenant and model: `gates.json#tenant/model`,
+    `gates.json#model` where all tenants are one, or `gates.json` if there is only one. Raises
+    `PolicyError`."""
+    path, _, wanted = where.partition("#")
     try:
-        data = orjson.loads(Path(path).read_bytes())
-        standings = {name: Standing.from_dict(kept) for name, kept in data.items()}
-    except (OSError, ValueError, AttributeError, TypeError, GovernorError) as error:
+        standings = restored(orjson.loads(Path(path).read_bytes()))
+    except (OSError, ValueError, GovernorError) as error:
         raise PolicyError("bad_parameter", f"no gates in {path}: {error}") from None
-    gates = {name: kept.gate for name, kept in standings.items() if kept.gate is not None}
-    if model in gates:
-        return gates[model]
-    if model or len(gates) != 1:
+    gates = {told(key): kept.gate for key, kept in standings.items() if kept.gate is not None}
+    if wanted in gates:
+        return gates[wanted]
+    if wanted or len(gates) != 1:
         known = ", ".join(f"{path}#{name}" for name in gates) or "none"
         raise PolicyError("bad_parameter", f"which gate of {path}? There are: {known}")
     return next(iter(gates.values()))

@@ -32,7 +32,7 @@ from governor.policies import (
     PolicyKind,
 )
 from governor.rules import RuleSettings
-from governor.standing import Standing
+from governor.standing import Standing, kept
 from governor_server import policies
 from governor_server.errors import SettingsError
 from governor_server.recorded import Log, LogError
@@ -262,6 +262,8 @@ def _snippet(best: Tuned | None, arguments: argparse.Namespace, says: str) -> st
         if best.parameters:
             settings["governance"]["parameters"] = dict(best.parameters)
     if best is not None and best.name == CALIBRATED:
+        # The gates are learned from all tenants of the log together.
+        settings["auth"] = {"isolation": "records"}
         settings["calibration"] = {"max_harm": arguments.max_harm, "confidence": arguments.confidence}
         if arguments.out is not None:
             settings["calibration"]["path"] = str(gates_path(arguments.out).absolute())
@@ -291,8 +293,8 @@ def _write(out: Path, snippet: str, standings: Mapping[str, Standing] | None) ->
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         if standings is not None:
-            kept = {model: standing.as_dict() for model, standing in standings.items()}
-            gates_path(out).write_bytes(orjson.dumps(kept))
+            of_all = {("", model): standing for model, standing in standings.items()}
+            gates_path(out).write_bytes(orjson.dumps(kept(of_all)))
         out.write_text(snippet, encoding="utf-8")
     except OSError as error:
         raise LogError(f"cannot write {out}: {error.strerror or error}") from None

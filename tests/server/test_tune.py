@@ -15,9 +15,9 @@ from governor.certificate import upper_bound
 from governor.policies import POLICIES, ThresholdPolicy
 from governor.records import CallRecord
 from governor.rules import RuleSettings
-from governor.standing import Standing
 from governor_server import tune
 from governor_server.cli import main
+from governor_server.gatekeeper import Gatekeeper
 from governor_server.replay import Recorded
 from governor_server.settings import Settings
 from tests.server import logs
@@ -131,15 +131,17 @@ def test_the_settings_that_it_writes_are_read_by_the_proxy(found: dict[str, Any]
 
 
 def test_a_recommended_gate_is_written_beside_the_settings(traffic: list[CallRecord], tmp_path: Path) -> None:
-    """Where the settings say that it is, in the form in which the proxy keeps its gates."""
+    """The proxy finds it where the settings say, and for whoever asks: it is learned from all tenants."""
     arguments = Namespace(log=Path("log"), max_harm=0.05, confidence=0.95, out=tmp_path / "tuned.yaml")
     best = tune.Tuned("calibrated", "", {}, None, True, "")
     standings, _ = tune.calibrated(Recorded.of(traffic), tune.Aim(0.05, 0.01), ["atlas"], RuleSettings())
     tune._write(arguments.out, tune._snippet(best, arguments, "It is good."), standings)
     settings = Settings.load(arguments.out, environ={})
     assert settings.governance.policy == "calibrated"
-    kept = json.loads(Path(settings.calibration.path).read_bytes())
-    assert Standing.from_dict(kept["atlas"]).enforces
+    keeper = Gatekeeper(settings.calibration, RuleSettings(), list, lambda: None, by_tenant=False)
+    keeper.load()
+    assert keeper.standings["", "atlas"].enforces
+    assert settings.auth.isolation == "records"
 
 
 def test_the_recommended_one_saves_most_of_the_certified(found: dict[str, Any]) -> None:
@@ -238,7 +240,7 @@ def test_the_snippet_is_yaml_and_says_where_it_comes_from(
     output = tuned(capsys, log, "--max-harm", "0.05")
     snippet = output[output.index(tune.HEADER) :]
     assert str(log) in snippet
-    assert set(yaml.safe_load(snippet)) <= {"governance", "calibration"}
+    assert set(yaml.safe_load(snippet)) <= {"governance", "calibration", "auth"}
 
 
 @pytest.mark.parametrize("value", ["0", "1", "2%", "x"])

@@ -14,7 +14,7 @@ from rich.console import Console
 
 from governor.errors import GovernorError
 from governor.policies.table import find_kind
-from governor.standing import Standing
+from governor.standing import Standing, kept
 from governor_training.agent import Chat, OpenAIChat
 from governor_training.environment import NotEnoughTasks, Split
 from governor_training.errors import UsageError
@@ -45,8 +45,8 @@ def run(options: argparse.Namespace, console: Console) -> int:
     options.out.mkdir(parents=True, exist_ok=True)
     with Stack(place.served, place.environment) as stack:
         try:
-            kept = Answers(options.answers) if options.answers else None
-            findings = asyncio.run(_study(plan, place, stack, options.out, console, kept))
+            answers = Answers(options.answers) if options.answers else None
+            findings = asyncio.run(_study(plan, place, stack, options.out, console, answers))
         except NotEnoughTasks as error:
             raise UsageError(f"{error} (use fewer --tasks or --learn)") from None
     report = Report.of(findings)
@@ -92,17 +92,17 @@ def plan_of(options: argparse.Namespace, model: str) -> Plan:
 
 
 async def _study(
-    plan: Plan, place: Place, stack: Stack, out: Path, console: Console, kept: Answers | None
+    plan: Plan, place: Place, stack: Stack, out: Path, console: Console, answers: Answers | None
 ) -> Findings:
     key = api_key()
     base = base_governance(place.environment, stack.engine, stack.vocab_size)
     async with HttpUpstream(stack.engine, api_key=key) as upstream:
-        study = Study(plan, place.environment, upstream, base, console, kept)
+        study = Study(plan, place.environment, upstream, base, console, answers)
         gates, learned = await study.learn()
         gate = gates[plan.max_harm]
         path = out / "gates.json"
         standing = Standing(gate=gate, attempts=gate.attempt, rules=gate.rules)
-        path.write_text(json.dumps({plan.model: standing.as_dict()}, indent=2) + "\n", "utf-8")
+        path.write_text(json.dumps(kept({("", plan.model): standing}), indent=2) + "\n", "utf-8")
         console.print(gate.explain())
         ungoverned = await study.play_ungoverned()
         calls = study.calls(gate)
@@ -123,8 +123,12 @@ async def _arms(stack: Stack, path: Path, key: str | None) -> Mapping[str, Chat]
     """The engine itself, and two governors in front of it."""
     # The gate stays as it is: nothing is held out, explored or learned on the way.
     lots = {f"EXPERIMENT__{name}": "0" for name in ("HOLDOUT", "EXPLORATION", "LABELS")}
-    kept = {"CALIBRATION__PATH": str(path), "CALIBRATION__RENEW_S": str(NEVER_S)}
-    overrides: Mapping[str, Mapping[str, str]] = {THRESHOLD: {}, CALIBRATED: kept}
+    gated = {
+        "CALIBRATION__PATH": str(path),
+        "CALIBRATION__RENEW_S": str(NEVER_S),
+        "AUTH__ISOLATION": "records",
+    }
+    overrides: Mapping[str, Mapping[str, str]] = {THRESHOLD: {}, CALIBRATED: gated}
     arms: dict[str, Chat] = {UNGOVERNED: OpenAIChat.at(stack.engine, api_key=key or "none")}
     for name, settings in overrides.items():
         acting = {"GOVERNANCE__MODE": "enforce", "GOVERNANCE__POLICY": name}
