@@ -39,6 +39,7 @@ from governor_server.asgi import (
     target,
     until_gone,
 )
+from governor_server.balancer import Balancer
 from governor_server.governed_chat import GovernedChat
 from governor_server.limits import LimitSettings, Slots, head_size, headers_too_large
 from governor_server.metrics import Metrics
@@ -81,7 +82,7 @@ class Proxy:
     `clock` gives seconds since the epoch; `new_id` gives a name for a conversation that has none yet.
     """
 
-    upstream: Upstream
+    upstream: Upstream | Balancer
     governance: Governance
     records: Records
     metrics: Metrics

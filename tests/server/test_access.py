@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 
 from governor_server.access import Access, AuthSettings, from_here, known, new_key
 from governor_server.api_errors import ApiError
+from governor_server.balancer import UpstreamSettings
 from governor_server.cli import main
-from governor_server.settings import Settings, UpstreamSettings
+from governor_server.settings import Settings
 from governor_server.tenants import conversation_name, qualified, tenant_of
 from tests.server.bodies import answer
 from tests.server.scripted_upstream import Answer, Proxied, proxied, scripted
