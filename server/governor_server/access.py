@@ -120,14 +120,15 @@ def from_here(scope: Scope) -> bool:
     origin, host = header(scope, b"origin"), header(scope, b"host")
     return (
         client is not None
-        and _is_loopback(client[0])
+        and is_loopback(client[0])
         and not forwarded
-        and _is_loopback(urlsplit(f"//{host}").hostname)
-        and (not origin or _is_loopback(urlsplit(origin).hostname))
+        and is_loopback(urlsplit(f"//{host}").hostname)
+        and (not origin or is_loopback(urlsplit(origin).hostname))
     )
 
 
-def _is_loopback(host: str | None) -> bool:
+def is_loopback(host: str | None) -> bool:
+    """Whether a name or an address is that of this machine."""
     try:
         return host == "localhost" or ip_address(host or "").is_loopback
     except ValueError:

@@ -21,6 +21,7 @@ from governor.standing import told
 from governor_server.access import Access
 from governor_server.api_errors import ApiError
 from governor_server.asgi import Receive, Reply, Scope, Send
+from governor_server.balancer import Balancer, Member
 from governor_server.feedback import EFFECT, FEEDBACK, FeedbackStore, feedback_routes
 from governor_server.gatekeeper import CALIBRATED, Gatekeeper
 from governor_server.metrics import Metrics, process_registry
@@ -73,19 +74,11 @@ class GovernorApp:
         call_start_id: int | None = None,
         vocab_size: int | None = None,
     ) -> None:
-        key = settings.upstream.api_key
         self.settings = settings
         self.metrics = metrics
         self.draining = False
-        self.access = Access(settings.auth, trusts_upstream=key is None)
-        self.upstream = Upstream(
-            upstream_url,
-            api_key=key.get_secret_value() if key else None,
-            connect_timeout_s=settings.upstream.connect_timeout_s,
-            read_timeout_s=settings.upstream.read_timeout_s,
-            pool_timeout_s=settings.upstream.pool_timeout_s,
-            max_connections=settings.upstream.max_connections,
-        )
+        self.access = Access(settings.auth, trusts_upstream=settings.upstream.api_key is None)
+        self.upstream = self._balanced(upstream_url)
         self.store = RecordStore(
             settings.store.path,
             max_records=settings.store.max_records,
@@ -166,6 +159,30 @@ class GovernorApp:
             await Reply(send).error(error)
         else:
             await self._own(scope, receive, send)
+
+    def _balanced(self, url: str) -> Upstream | Balancer:
+        """The server at `url`, and its replicas if there are any."""
+        given = self.settings.upstream
+        main = Member(self._server(url))
+        if not given.replicas:
+            return main.upstream
+        others = [Member(self._server(replica.url), replica.weight) for replica in given.replicas]
+
+        def told(url: str, healthy: bool) -> None:
+            self.metrics.upstream_up.labels(url).set(healthy)
+
+        return Balancer([main, *others], given.health_interval_s, told)
+
+    def _server(self, url: str) -> Upstream:
+        given = self.settings.upstream
+        return Upstream(
+            url,
+            api_key=given.api_key.get_secret_value() if given.api_key else None,
+            connect_timeout_s=given.connect_timeout_s,
+            read_timeout_s=given.read_timeout_s,
+            pool_timeout_s=given.pool_timeout_s,
+            max_connections=given.max_connections,
+        )
 
     def drain(self) -> None:
         """Say from now on that no more requests should come."""

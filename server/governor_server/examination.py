@@ -13,7 +13,7 @@ from dataclasses import replace
 from math import isfinite
 from typing import Any, Final
 
-from governor.errors import ProbeFailed
+from governor.errors import GovernorError, ProbeFailed
 from governor.probe import ProbeAnswer, probe_answer, probe_request
 from governor.request import Json
 from governor.turn import Turn
@@ -544,7 +544,7 @@ class Examination:
             texts = [turn.content, turn.reasoning, *(call.name for call in turn.calls)]
             readable = all(isinstance(text, str) for text in texts) and turn.spans() is not None
             return turn if readable else None
-        except (AttributeError, TypeError, KeyError, ValueError, IndexError):
+        except (AttributeError, TypeError, KeyError, ValueError, IndexError, GovernorError):
             # The proxy fails open on the same bodies.
             return None
 

@@ -41,9 +41,10 @@ log = logging.getLogger(__name__)
 class Gatekeeper:
     """The standings of all models, by tenant and the name that requests give the model.
 
-    `by_tenant` False: all tenants are learned from, and governed, alike, under the tenant "". `records` gives
-    what is to be learned from; `changed` is called on the event loop when a standing is another one. Renewals
-    run in a thread, one at a time.
+    The gate of the tenant "" is the operator's: every other tenant begins with it, and goes on from its own
+    records. `by_tenant` False: all tenants are learned from, and governed, alike, under the tenant "".
+    `records` gives what is to be learned from; `changed` is called on the event loop when a standing is
+    another one. Renewals run in a thread, one at a time.
     """
 
     settings: CalibrationSettings
@@ -130,7 +131,7 @@ class Gatekeeper:
         return {
             (tenant, model): renew(
                 by_tenant.get(tenant, ()),
-                self.standings.get((tenant, model), Standing()),
+                self.standings.get((tenant, model)) or self.standings.get(("", model)) or Standing(),
                 model=model,
                 max_harm=self.settings.max_harm,
                 confidence=self.settings.confidence,

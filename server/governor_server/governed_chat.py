@@ -75,8 +75,7 @@ class GovernedChat:
             if not await refused(response):
                 await self._take(response)
                 return
-        headers = requested(self._scope["headers"], drop=self._caller.withheld)
-        async with self._proxy.upstream.request("POST", target(self._scope), headers, self._raw) as response:
+        async with self._ask(self._raw, frozenset()) as response:
             if not await refused(response):
                 self._proxy.metrics.fail_open_total.labels("refused").inc()
             self._proxy.metrics.count_upstream(response.status)
@@ -84,7 +83,9 @@ class GovernedChat:
 
     def _ask(self, body: bytes, drop: frozenset[bytes]) -> AbstractAsyncContextManager[UpstreamResponse]:
         headers = requested(self._scope["headers"], drop=drop | self._caller.withheld)
-        return self._proxy.upstream.request("POST", target(self._scope), headers, body)
+        return self._proxy.upstream.request(
+            "POST", target(self._scope), headers, body, self._exchange.conversation
+        )
 
     async def _admitted(self) -> bytes:
         """The client's request as it goes upstream."""

@@ -143,6 +143,9 @@ class Metrics:
         self.conversations = Gauge(
             "governor_conversations", "Conversations that have a record.", registry=registry
         )
+        self.upstream_up = Gauge(
+            "governor_upstream_up", "1 while a server answers, of several.", ("upstream",), registry=registry
+        )
         self.running_requests = Gauge(
             "governor_running_requests", "Requests that have their turn.", registry=registry
         )

@@ -39,6 +39,7 @@ from governor_server.asgi import (
     target,
     until_gone,
 )
+from governor_server.balancer import Balancer
 from governor_server.governed_chat import GovernedChat
 from governor_server.limits import LimitSettings, Slots, head_size, headers_too_large
 from governor_server.metrics import Metrics
@@ -75,13 +76,13 @@ class Transcripts(Protocol):
 @dataclass(slots=True)
 class Proxy:
     """What all requests share. `governance` may be replaced while the proxy runs; `by_model` holds those of
-    models that are governed otherwise, by tenant and model, or by "" and model where all tenants are governed
-    alike.
+    models that are governed otherwise, by tenant and model; by "" and model for tenants of whom nothing is
+    said, and for all where `gates_by_tenant` is False.
 
     `clock` gives seconds since the epoch; `new_id` gives a name for a conversation that has none yet.
     """
 
-    upstream: Upstream
+    upstream: Upstream | Balancer
     governance: Governance
     records: Records
     metrics: Metrics
@@ -194,10 +195,11 @@ class Proxy:
         conversation = (
             conversation_name(tenant, given) if given else self.records.conversation(tuple(ids.values()))
         )
-        governed_as = (tenant if self.gates_by_tenant else "", str(body.get("model")))
+        model = str(body.get("model"))
+        own = self.by_model.get((tenant, model)) if self.gates_by_tenant else None
         return Exchange(
             body,
-            self.by_model.get(governed_as, self.governance),
+            own or self.by_model.get(("", model), self.governance),
             records={
                 id: record for id, inside in ids.items() if (record := self.records.get(inside)) is not None
             },

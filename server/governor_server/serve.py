@@ -17,6 +17,7 @@ from urllib.parse import urlsplit
 
 import uvicorn
 
+from governor_server.access import is_loopback
 from governor_server.app import GovernorApp, create_app
 from governor_server.console import Console
 from governor_server.engine import Engine
@@ -182,6 +183,8 @@ def configuration(settings: Settings, app: Any) -> uvicorn.Config:
         lifespan="on",
         log_config=None,
         access_log=False,
+        # Who is asked for is no matter here, and who asks is the neighbour: see `access.from_here`.
+        proxy_headers=False,
         # Upstream's own are passed on.
         server_header=False,
         date_header=False,
@@ -197,12 +200,25 @@ def _announce(settings: Settings, app: GovernorApp, listener: socket.socket, con
     console.say(
         f"ready: base_url http://{host}:{port}/v1 (mode {governance.mode}, policy {governance.policy})"
     )
-    if governance.mode == "observe":
-        console.say("it measures and withholds nothing; --mode enforce acts")
+    for line in remarks(settings):
+        console.say(line)
+
+
+def remarks(settings: Settings) -> list[str]:
+    """What an operator may not have meant."""
+    lines = []
+    if settings.governance.mode == "observe":
+        lines.append("it measures and withholds nothing; --mode enforce acts")
     if not settings.tools.read_only:
-        console.say(
+        lines.append(
             "no tool is listed as read-only: only tools that say so themselves (readOnlyHint) are judged"
         )
+    if settings.upstream.api_key and not settings.auth.keys and not is_loopback(settings.server.host):
+        lines.append(
+            "whoever reaches this port asks with upstream.api_key: with auth.keys only your clients do "
+            "(governor key)"
+        )
+    return lines
 
 
 def _configure_logging(level: str) -> None:

@@ -11,13 +11,11 @@ import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self, get_args
-from urllib.parse import urlsplit
 
 import yaml
 from pydantic import (
     BaseModel,
     Field,
-    SecretStr,
     ValidationError,
     ValidationInfo,
     field_validator,
@@ -37,6 +35,7 @@ from governor.rules import Budgets, RuleSettings
 from governor.spans import Markup, SpanKind
 from governor_server import policies
 from governor_server.access import AuthSettings
+from governor_server.balancer import UpstreamSettings
 from governor_server.errors import SettingsError
 from governor_server.limits import LimitSettings
 from governor_server.sections import Count, Port, Seconds, Section, Share
@@ -58,30 +57,6 @@ class ServerSettings(Section):
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     drain_delay_s: float = Field(default=2.0, ge=0)
     shutdown_grace_s: Count = 10
-
-
-class UpstreamSettings(Section):
-    """A running OpenAI-compatible server to govern; leave `url` out to have vLLM started from `engine`."""
-
-    url: str | None = None
-    api_key: SecretStr | None = None
-    connect_timeout_s: Seconds = 5.0
-    read_timeout_s: Seconds = 600.0
-    pool_timeout_s: Seconds = 10.0
-    max_connections: Count = 1024
-
-    @field_validator("url")
-    @classmethod
-    def _without_version(cls, url: str | None) -> str | None:
-        """People give the address with `/v1` or without it; it is kept without."""
-        if url is None:
-            return None
-        parts = urlsplit(url)
-        if parts.scheme not in ("http", "https") or not parts.netloc:
-            raise ValueError("must be an address like http://host:8000")
-        if "@" in parts.netloc:
-            raise ValueError("must not hold a password, which errors would tell: use upstream.api_key")
-        return url.rstrip("/").removesuffix("/v1").rstrip("/")
 
 
 class EngineSettings(Section):
@@ -288,6 +263,8 @@ class Settings(BaseSettings):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
+        if self.engine.model is not None and self.upstream.replicas:
+            raise ValueError("upstream.replicas are of upstream.url: engine.model has none")
         if self.upstream.url is not None and self.engine.model is not None:
             raise ValueError("upstream.url and engine.model are both set: keep one of them")
         allowed = self.engine.max_logprobs

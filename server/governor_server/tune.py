@@ -262,8 +262,6 @@ def _snippet(best: Tuned | None, arguments: argparse.Namespace, says: str) -> st
         if best.parameters:
             settings["governance"]["parameters"] = dict(best.parameters)
     if best is not None and best.name == CALIBRATED:
-        # The gates are learned from all tenants of the log together.
-        settings["auth"] = {"isolation": "records"}
         settings["calibration"] = {"max_harm": arguments.max_harm, "confidence": arguments.confidence}
         if arguments.out is not None:
             settings["calibration"]["path"] = str(gates_path(arguments.out).absolute())

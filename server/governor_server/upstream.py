@@ -181,10 +181,16 @@ class Upstream:
 
     @asynccontextmanager
     async def request(
-        self, method: str, target: bytes, headers: Iterable[tuple[bytes, bytes]], body: Body = b""
+        self,
+        method: str,
+        target: bytes,
+        headers: Iterable[tuple[bytes, bytes]],
+        body: Body = b"",
+        affinity: str = "",
     ) -> AsyncIterator[UpstreamResponse]:
         """Send a request; `target` is path and query as they stand on the wire. Leaving the context before
         the body was read closes the connection, which is how upstream learns that nobody waits any more.
+        `affinity` is for a `Balancer`: there is one server here.
 
         Raises `UpstreamError`.
         """

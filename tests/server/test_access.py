@@ -15,8 +15,10 @@ from hypothesis import strategies as st
 
 from governor_server.access import Access, AuthSettings, from_here, known, new_key
 from governor_server.api_errors import ApiError
+from governor_server.balancer import UpstreamSettings
 from governor_server.cli import main
-from governor_server.settings import Settings, UpstreamSettings
+from governor_server.serve import remarks
+from governor_server.settings import Settings
 from governor_server.tenants import conversation_name, qualified, tenant_of
 from tests.server.bodies import answer
 from tests.server.scripted_upstream import Answer, Proxied, proxied, scripted
@@ -120,6 +122,15 @@ def test_a_password_in_the_upstreams_address_is_refused() -> None:
     """Errors tell clients the address."""
     with pytest.raises(ValueError, match=r"upstream\.api_key"):
         UpstreamSettings(url="http://me:secret@gpu:8000")
+
+
+@pytest.mark.parametrize(("host", "told"), [("0.0.0.0", True), ("127.0.0.1", False)])
+def test_a_proxy_that_lends_upstreams_key_to_anybody_says_so(host: str, told: bool) -> None:
+    """On an address that others reach, without keys of its own."""
+    sections: dict[str, Any] = {"server": {"host": host}, "upstream": {"api_key": "secret"}}
+    assert any("auth.keys" in line for line in remarks(Settings(**sections))) is told
+    sections["auth"] = KEYS
+    assert not any("auth.keys" in line for line in remarks(Settings(**sections)))
 
 
 # The operator's routes

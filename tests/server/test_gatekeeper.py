@@ -18,7 +18,7 @@ from governor.governance import Governance
 from governor.probe import ProbeAnswer
 from governor.records import CallRecord
 from governor.rules import RuleSettings
-from governor.standing import Standing
+from governor.standing import Standing, kept
 from governor_server.gatekeeper import Gatekeeper, sentence
 from governor_server.settings import CalibrationSettings
 from tests.server.scripted_upstream import Answer, proxied, scripted
@@ -132,6 +132,47 @@ async def test_each_tenant_has_gates_of_its_own(
     learned.standings["beta", "atlas"] = Standing()
     await learned.renew()
     assert set(learned.standings) == {("", "atlas")}
+
+
+async def test_a_tenant_begins_with_the_operators_gate(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that `governor eval` wrote, say; what it learns after that is its own."""
+    path = tmp_path / "gates.json"
+    shipped = Standing(attempts=3)
+    path.write_bytes(orjson.dumps(kept({("", "atlas"): shipped})))
+    begun: dict[tuple[str, ...], Standing] = {}
+
+    def renew(records: Iterable[CallRecord], standing: Standing, **_: Any) -> Standing:
+        begun[tuple(one.conversation for one in records)] = standing
+        return replace(standing, attempts=standing.attempts + 1)
+
+    monkeypatch.setattr("governor_calibration.renewal.renew", renew)
+    (one,) = many(1)
+    theirs = replace(one, conversation="beta/talk")
+    learned = keeper(path, [theirs])
+    learned.load()
+    assert learned.standings == {("", "atlas"): shipped}
+    await learned.renew()
+    assert begun["beta/talk",] == shipped
+    assert learned.standings["beta", "atlas"].attempts == 4
+
+
+async def test_a_client_with_a_key_is_governed_by_the_operators_gate() -> None:
+    """Until there is one of its own."""
+    answers = [Answer.whole(Generated(content="Oslo."))] * 3
+    async with scripted(*answers) as upstream, proxied(upstream, "observe") as proxy:
+        acting = replace(proxy.app.proxy.governance, mode=Mode.ENFORCE)
+        proxy.app.proxy.by_model = {("", "atlas"): acting}
+        _, headers, _ = await proxy.chat(chat(), authorization="Bearer key-b")
+        assert headers["x-governor-mode"] == "enforce"
+        tenant = headers["x-governor-conversation"].split("/")[0]
+        own = {(tenant, "atlas"): proxy.app.proxy.governance}
+        proxy.app.proxy.by_model = {**proxy.app.proxy.by_model, **own}
+        _, headers, _ = await proxy.chat(chat(), authorization="Bearer key-b")
+        assert headers["x-governor-mode"] == "observe"
+        _, headers, _ = await proxy.chat(chat())
+        assert headers["x-governor-mode"] == "enforce"
 
 
 async def test_a_gate_survives_a_restart(tmp_path: Path) -> None:

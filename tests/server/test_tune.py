@@ -131,17 +131,16 @@ def test_the_settings_that_it_writes_are_read_by_the_proxy(found: dict[str, Any]
 
 
 def test_a_recommended_gate_is_written_beside_the_settings(traffic: list[CallRecord], tmp_path: Path) -> None:
-    """The proxy finds it where the settings say, and for whoever asks: it is learned from all tenants."""
+    """The proxy finds it where the settings say, as the gate that every tenant begins with."""
     arguments = Namespace(log=Path("log"), max_harm=0.05, confidence=0.95, out=tmp_path / "tuned.yaml")
     best = tune.Tuned("calibrated", "", {}, None, True, "")
     standings, _ = tune.calibrated(Recorded.of(traffic), tune.Aim(0.05, 0.01), ["atlas"], RuleSettings())
     tune._write(arguments.out, tune._snippet(best, arguments, "It is good."), standings)
     settings = Settings.load(arguments.out, environ={})
     assert settings.governance.policy == "calibrated"
-    keeper = Gatekeeper(settings.calibration, RuleSettings(), list, lambda: None, by_tenant=False)
+    keeper = Gatekeeper(settings.calibration, RuleSettings(), list, lambda: None)
     keeper.load()
     assert keeper.standings["", "atlas"].enforces
-    assert settings.auth.isolation == "records"
 
 
 def test_the_recommended_one_saves_most_of_the_certified(found: dict[str, Any]) -> None:
@@ -240,7 +239,7 @@ def test_the_snippet_is_yaml_and_says_where_it_comes_from(
     output = tuned(capsys, log, "--max-harm", "0.05")
     snippet = output[output.index(tune.HEADER) :]
     assert str(log) in snippet
-    assert set(yaml.safe_load(snippet)) <= {"governance", "calibration", "auth"}
+    assert set(yaml.safe_load(snippet)) <= {"governance", "calibration"}
 
 
 @pytest.mark.parametrize("value", ["0", "1", "2%", "x"])

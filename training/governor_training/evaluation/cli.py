@@ -43,8 +43,7 @@ what comes out, in the folder --out:
   summary.json   every figure, with machine, versions, seeds and settings
   tables.md      the tables that are printed
   calls.jsonl    one row a call: its signals, its free label, its true value
-  gates.json     the calibrated gate for --max-harm; governor serve reads it (calibration.path, with
-                 auth.isolation: records where clients have keys)
+  gates.json     the calibrated gate for --max-harm; governor serve reads it (calibration.path)
   *.png          accuracy against calls, calibration, signals, rank correlations
 """
 
