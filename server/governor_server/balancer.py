@@ -47,7 +47,7 @@ class UpstreamSettings(Section):
     connect_timeout_s: Seconds = 5.0
     read_timeout_s: Seconds = 600.0
     pool_timeout_s: Seconds = 10.0
-    max_connections: Count = 1024
+    max_connections: Count = 2048
 
     @field_validator("url")
     @classmethod

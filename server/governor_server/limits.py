@@ -23,7 +23,7 @@ class LimitSettings(Section):
     body_timeout_s: Seconds = 60.0
     max_header_bytes: Count = 64 * 1024
     header_timeout_s: Seconds = 10.0
-    max_concurrent_requests: Count = 512
+    max_concurrent_requests: Count = 1024
     max_queued_requests: Count = 1024
     queue_timeout_s: Seconds = 30.0
     max_held_bytes: Count = 64 * 1024 * 1024

@@ -155,7 +155,7 @@ class Upstream:
         connect_timeout_s: float = 5.0,
         read_timeout_s: float = 600.0,
         pool_timeout_s: float = 10.0,
-        max_connections: int = 1024,
+        max_connections: int = 2048,
     ) -> None:
         self.url = url.rstrip("/").removesuffix("/v1")
         self._api_key = api_key
