@@ -76,7 +76,10 @@ def run(arguments: Sequence[str]) -> int:
         for world in worlds:
             own = [trial for trial in trials if trial.world == world]
             asyncio.run(_play(world, own, plan, out, console))
-    _report(plan, worlds, out, console)
+        if not options.no_curves:
+            for trial in trials:
+                asyncio.run(_play_on_the_way(trial, plan, out, console))
+    _report(plan, out, console)
     return 0
 
 
@@ -127,8 +130,7 @@ def _round(plan: Plan, trial: Trial) -> int:
 
 
 async def _play(world: World, trials: Sequence[Trial], plan: Plan, out: Path, console: Console) -> None:
-    """The held-out questions, by each model alone and, where that is asked, behind a governor; and those of
-    its checkpoints."""
+    """The held-out questions, by each model alone and, where that is asked, behind a governor."""
     wanted = [
         Wanted(trial.model(out), policy, path)
         for trial in trials
@@ -137,11 +139,14 @@ async def _play(world: World, trials: Sequence[Trial], plan: Plan, out: Path, co
     ]
     if wanted:
         await held_out.through_vllm(world, wanted, plan.tasks, console)
-    for trial in trials:
-        for name, model in _on_the_way(trial, out):
-            path = trial.folder(out) / f"curve-{name}.jsonl"
-            if not path.is_file():
-                held_out.write(path, await held_out.in_process(world, model, plan.curve, console))
+
+
+async def _play_on_the_way(trial: Trial, plan: Plan, out: Path, console: Console) -> None:
+    """Some of them, by the checkpoints of a model and by itself."""
+    for name, model in _on_the_way(trial, out):
+        path = trial.folder(out) / f"curve-{name}.jsonl"
+        if not path.is_file():
+            held_out.write(path, await held_out.in_process(trial.world, model, plan.curve, console))
 
 
 def _policies(trial: Trial) -> list[str | None]:
@@ -164,12 +169,12 @@ def _step(folder: Path) -> int:
     return int(folder.name.rpartition("-")[2])
 
 
-def _report(plan: Plan, worlds: Sequence[World], out: Path, console: Console) -> None:
-    """From the files alone."""
+def _report(plan: Plan, out: Path, console: Console) -> None:
+    """Of all worlds that there is something of, from the files alone."""
     tables: list[Table] = []
     targets: list[Target] = []
     found: dict[str, Any] = {}
-    for world in worlds:
+    for world in WORLDS.values():
         arms = _arms(world, out)
         if not arms:
             continue
@@ -291,5 +296,6 @@ def _parser() -> argparse.ArgumentParser:
         "--out", type=Path, default=Path("build/train"), metavar="FOLDER", help="(%(default)s)"
     )
     parser.add_argument("--quick", action="store_true", help="a tiny budget: whether everything runs")
+    parser.add_argument("--no-curves", action="store_true", help="ask no checkpoints, only the models")
     parser.add_argument("--report", action="store_true", help="train nothing, tell what is there")
     return parser

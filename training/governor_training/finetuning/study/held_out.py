@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
-import os
-import urllib.error
-import urllib.request
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from itertools import groupby
@@ -19,7 +15,6 @@ from governor.governance import Governance
 from governor.policies.table import find_kind
 from governor_training.agent import RIGHT, Agent, Chat, Run
 from governor_training.environment import Environment, Split, Task
-from governor_training.errors import Unreachable
 from governor_training.evaluation.cache import CachingUpstream, HttpUpstream, Upstream
 from governor_training.evaluation.driver import Direct, Driver
 from governor_training.evaluation.places import base_governance, environment_of
@@ -31,9 +26,6 @@ from governor_training.progress import each
 
 CONCURRENCY = 16
 IN_PROCESS = 64
-DEV_MODE = "VLLM_SERVER_DEV_MODE"
-"""vLLM takes other weights while it runs only with it."""
-LOAD_TIMEOUT_S = 300.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,37 +65,21 @@ class Wanted:
 
 
 async def through_vllm(world: World, wanted: Sequence[Wanted], tasks: int, console: Console) -> None:
-    """Answers what is wanted, and writes it as it comes. Raises `TrainingError`."""
+    """Answers what is wanted, and writes it as it comes. Each model gets a vLLM of its own: on a CPU, a
+    running one takes other weights (`reload_weights`) only in part, and says nothing. Raises
+    `StartFailed`."""
     played = environment(world)
     questions = played.tasks(tasks, HELD_OUT_SEED, Split.HELD_OUT)
-    # Starting vLLM takes longer than the questions. The models of a world differ in their weights only.
-    os.environ.setdefault(DEV_MODE, "1")
-    by_model = groupby(wanted, key=lambda one: one.model)
-    with Stack(Served(played.model_name, wanted[0].model), played) as stack:
-        base = base_governance(played, stack.engine, stack.vocab_size)
-        async with HttpUpstream(stack.engine) as upstream:
-            for number, (model, asked) in enumerate(by_model):
-                if number:
-                    await asyncio.to_thread(_load, stack.engine, model)
+    for model, asked in groupby(wanted, key=lambda one: one.model):
+        with Stack(Served(played.model_name, model), played) as stack:
+            base = base_governance(played, stack.engine, stack.vocab_size)
+            async with HttpUpstream(stack.engine) as upstream:
                 # What the governor asks besides is new; the model's own turns are remembered.
                 cache = CachingUpstream(upstream, top_logprobs=base.top_logprobs)
                 for one in asked:
                     chat = _chat(cache, base, one.policy)
                     what = f"{model.name} {one.policy or 'alone'}"
                     write(one.path, await _answers(chat, played, questions, what, console, CONCURRENCY))
-
-
-def _load(engine: str, model: Path) -> None:
-    """Puts the weights of a folder into a running vLLM, and lets it forget what it computed with the others.
-    Raises `Unreachable`."""
-    weights = {"method": "reload_weights", "kwargs": {"weights_path": str(model.resolve())}}
-    for address, body in (("collective_rpc", weights), ("reset_prefix_cache", {})):
-        data, headers = json.dumps(body).encode(), {"content-type": "application/json"}
-        request = urllib.request.Request(f"{engine}/{address}", data, headers)
-        try:
-            urllib.request.urlopen(request, timeout=LOAD_TIMEOUT_S).close()
-        except (urllib.error.URLError, OSError) as error:
-            raise Unreachable(f"vLLM did not load {model}: {error}") from None
 
 
 async def in_process(world: World, model: Path, tasks: int, console: Console) -> list[Answered]:

@@ -97,7 +97,7 @@ class Plan:
     generations: int | None = None
     tasks: int = 500
     logged: int = 600
-    curve: int = 100
+    curve: int = 64
 
     def kept(self) -> dict[str, Any]:
         """What must not change when a study goes on, JSON-ready. Seeds may be added."""
