@@ -63,6 +63,14 @@ def test_few_calls_at_a_price_miss_the_sparse_target(right: int, calls: int, met
     assert figures.sparse_target(comparison).met is met
 
 
+def test_nothing_is_met_before_all_baselines_are_played() -> None:
+    """The start model makes the most calls: few against it alone are no few against the others."""
+    comparison = Comparison.of({START: {None: answers(16, 4)}, "sparse": {1: answers(16, 0)}})
+    target = figures.sparse_target(comparison)
+    assert not target.met
+    assert "the mean of start," in target.wanted
+
+
 @pytest.mark.parametrize(("right", "met"), [(18, True), (17, True), (16, False)])
 def test_performance_is_relative_to_the_baselines(right: int, met: bool) -> None:
     """Their mean is 70% here: 22% above it is 85.4%, of 20 questions 17 and a bit."""
