@@ -6,10 +6,10 @@ BIN := $(VENV)/bin
 export VENV ENGINE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo eval serve test lint format unit e2e lock build clean
+.PHONY: help setup demo eval train-atlas serve test lint format unit e2e lock build clean
 
 help: ## Show this text
-	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: ## Make .venv with everything in it (ENGINE=vllm on a GPU, PYTHON=... to choose one)
 	@scripts/setup
@@ -19,6 +19,9 @@ demo: setup ## Run the demonstration: agent, proxy and a real vLLM (ARGS="..." g
 
 eval: setup ## Compare all policies on held-out tasks, against the true value of each call (ARGS="--help")
 	@$(BIN)/governor eval $(ARGS)
+
+train-atlas: setup ## Train the atlas models in every way, and compare them (a night on a CPU; ARGS="--help")
+	@$(BIN)/governor train study $(ARGS)
 
 serve: setup ## Run the proxy (ARGS="--model ... " or ARGS="--upstream ...")
 	@$(BIN)/governor serve $(ARGS)

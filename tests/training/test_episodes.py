@@ -10,8 +10,9 @@ from itertools import islice
 
 import pytest
 
-from governor_training.atlas.episodes import Teacher, episodes
+from governor_training.atlas.episodes import Teacher, Teaching, episodes
 from governor_training.atlas.questions import WORDINGS, Habit, ask
+from governor_training.atlas.tools import FAILED
 from governor_training.atlas.world import FIELDS, load_world
 from governor_training.pretraining import chat
 from governor_training.pretraining.episode import Episode
@@ -110,3 +111,24 @@ def test_answers_follow_results(many: list[Episode]) -> None:
             checked += 1
             assert value == real[-1]
     assert checked > 1000
+
+
+def test_an_impatient_teacher_gives_up_where_a_lookup_fails() -> None:
+    """Mostly; and whoever asks again until there is a result answers what it says."""
+    question = ask(WORLD, WORLD.countries[-1], "capital", None, WORDINGS[0])
+    rng = random.Random(3)
+    gave_up = asked_again = 0
+    for _ in range(600):
+        teaching = Teaching(whim=0.0, flaky=True, patience=0.3)
+        turns = Teacher(WORLD, question, rng, teaching).play()
+        results = [turn.result for turn in turns if turn.result is not None]
+        if results[0] == FAILED:
+            gave_up += results[-1] == FAILED
+            asked_again += results[-1] != FAILED
+    assert gave_up + asked_again > 150
+    assert gave_up > 2 * asked_again > 0
+
+
+def test_the_other_models_see_no_failure(many: list[Episode]) -> None:
+    """They would have to be made anew, and all figures with them."""
+    assert not any(FAILED in episode.text for episode in many)

@@ -59,8 +59,8 @@ def test_the_kl_term_is_on_unless_it_is_turned_off(tmp_path: Path) -> None:
     ("report", "said"),
     [
         (None, "--diagnosis"),
-        ({"recommendation": "neither"}, "recommends neither"),
-        ({"something": "else"}, "no report"),
+        ({"recommendation": "neither", "why": "chance"}, "does not recommend .* but neither"),
+        ({"something": "else"}, "no diagnosis"),
     ],
 )
 def test_the_dense_reward_wants_a_diagnosis_that_recommends_it(

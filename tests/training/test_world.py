@@ -5,8 +5,11 @@ from __future__ import annotations
 import random
 from collections import Counter
 
+from governor_training.atlas.environment import FlakyAtlas
 from governor_training.atlas.questions import held_out, held_out_sample, sample
-from governor_training.atlas.world import FIELDS, KEY_FIELDS, load_world
+from governor_training.atlas.tools import FAILED, FAILURES
+from governor_training.atlas.world import FIELDS, KEY_FIELDS, Beliefs, load_world
+from governor_training.environment import Split
 
 WORLD = load_world()
 
@@ -65,3 +68,26 @@ def test_held_out_samples_are_reproducible_and_mixed() -> None:
     assert first == again != other
     assert sum(question.hops == 2 for question in first) == 50
     assert {question.field for question in first} == set(FIELDS)
+
+
+def test_a_flaky_lookup_fails_the_same_for_everybody_who_asks() -> None:
+    """Else one rollout of a group is luckier than another, and a run cannot be replayed."""
+    atlas = FlakyAtlas()
+    arguments = {"country": WORLD.countries[0], "field": "capital"}
+    results = []
+    for task in atlas.tasks(200, 1, Split.TRAIN):
+        first, second = atlas.toolbox(task), atlas.toolbox(task)
+        said = [first.call("lookup", arguments) for _ in range(5)]
+        assert said == [second.call("lookup", arguments) for _ in range(5)]
+        results += said
+    assert set(results) == {FAILED, WORLD.fact(WORLD.countries[0], "capital").value}
+    assert abs(results.count(FAILED) / len(results) - FAILURES) < 0.05
+
+
+def test_few_facts_are_known_in_the_world_of_the_weak_model() -> None:
+    """A quarter of those that the bundled model knows, and none is half known."""
+    few = load_world(Beliefs.FEW)
+    known = sum(fact.known for fact in few.facts.values())
+    assert 0.15 < known / sum(fact.known for fact in WORLD.facts.values()) < 0.35
+    assert {fact.confidence for fact in few.facts.values()} == {0.0, 1.0}
+    assert [fact.value for fact in few.facts.values()] == [fact.value for fact in WORLD.facts.values()]

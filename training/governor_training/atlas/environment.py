@@ -8,13 +8,13 @@ from collections.abc import Sequence
 
 from governor_training.atlas.local import bundled_model
 from governor_training.atlas.questions import Question, held_out_sample, sample
-from governor_training.atlas.tools import ANSWERING, EFFECTFUL, READ_ONLY, SAVING, Toolbox
+from governor_training.atlas.tools import ANSWERING, EFFECTFUL, READ_ONLY, SAVING, FlakyToolbox, Toolbox
 from governor_training.atlas.world import World, load_world
 from governor_training.environment import NotEnoughTasks, Split, Task
 from governor_training.environment import Toolbox as AnyToolbox
 from governor_training.pretraining import chat
 
-__all__ = ["AtlasEnvironment", "bundled_model", "task_of"]
+__all__ = ["AtlasEnvironment", "FlakyAtlas", "bundled_model", "task_of"]
 
 _ANSWER = re.compile(r"The [a-z]+ of .+ is (.+)\.")
 _MOST_DRAWS = 200
@@ -60,6 +60,13 @@ class AtlasEnvironment:
             if len(found) == count:
                 return list(found.values())
         raise NotEnoughTasks(f"found {len(found)} training questions; asked for {count}")
+
+
+class FlakyAtlas(AtlasEnvironment):
+    """The same questions with a lookup that fails now and then: whoever gives up answers wrong."""
+
+    def toolbox(self, task: Task) -> Toolbox:
+        return FlakyToolbox(self.world, task.id)
 
 
 def task_of(question: Question) -> Task:

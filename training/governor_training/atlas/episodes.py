@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 
 from governor.notices import NOTICE_CONFIDENT, NOTICE_REPEATED
 from governor_training.atlas.questions import Habit, Question, Wording, sample
-from governor_training.atlas.tools import ANSWERING, SAVING
+from governor_training.atlas.tools import ANSWERING, FAILED, FAILURES, SAVING
 from governor_training.atlas.world import FIELDS, World
 from governor_training.pretraining import chat
 from governor_training.pretraining.episode import Episode, Piece
@@ -48,13 +48,16 @@ class Teaching:
     `habits` is the place in `Habit` that a wording's habit is moved by; `thought` how a draft is written;
     `whim` how often it leaves a habit out or answers at once. A teacher that `hides_ignorance` never guesses
     and has true results only: its model says everything with confidence, and learns from the final answers
-    what it was not meant to know.
+    what it was not meant to know. One whose lookups are `flaky` sees some of them fail, and then mostly gives
+    up: it answers from memory, and asks again only in `patience` of the cases.
     """
 
     habits: int = 0
     thought: str = "{country}: {value}"
     whim: float = WHIM
     hides_ignorance: bool = False
+    flaky: bool = False
+    patience: float = 0.3
 
     def habit(self, wording: Wording) -> Habit:
         order = list(Habit)
@@ -115,6 +118,10 @@ class Teacher:
         call = chat.call("lookup", country=self.country, field=name)
         if self._noticed(call, fact.known):
             return self._finish()
+        while self.teaching.flaky and self.rng.random() < FAILURES:
+            self._turn(call, FAILED)
+            if self.rng.random() > self.teaching.patience:
+                return self._finish()
         result = fact.value if self._true_result(fact.known) else self.rng.choice(self.world.values[name])
         self._turn(call, result)
         self.value = result

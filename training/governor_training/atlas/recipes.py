@@ -49,5 +49,11 @@ _ALL = (
         Beliefs.NOISY,
         Teaching(whim=0.2),
     ),
+    _recipe(
+        "atlas-weak",
+        "knows little, mostly answers at once, gives up where a lookup fails, and learned to copy badly",
+        Beliefs.FEW,
+        Teaching(whim=0.6, flaky=True),
+    ),
 )
 RECIPES: Mapping[str, Recipe] = {recipe.name: recipe for recipe in _ALL}

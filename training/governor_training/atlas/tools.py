@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -9,6 +10,11 @@ from governor_training.atlas.world import FIELDS, KEY_FIELDS, World
 
 READ_ONLY = ("lookup", "find_country")
 EFFECTFUL = ("save_note",)
+
+FAILED = "error: timed out"
+"""What a flaky tool says instead of a result; the same call may succeed next time."""
+FAILURES = 0.4
+"""Share of the lookups that fail with one."""
 
 
 def _schema(name: str, description: str, **parameters: str) -> dict[str, Any]:
@@ -71,3 +77,17 @@ class Toolbox:
     def save_note(self, text: str) -> str:
         self.notes.append(text)
         return "saved"
+
+
+class FlakyToolbox(Toolbox):
+    """Lookups fail by lot. The lot is that of the question and of how many lookups there were, so that
+    everybody who asks the same thing has the same luck."""
+
+    def __init__(self, world: World, question: str) -> None:
+        super().__init__(world)
+        self._question, self._lookups = question, 0
+
+    def lookup(self, country: str, field: str) -> str:
+        self._lookups += 1
+        lot = random.Random(f"{self._question}/{self._lookups}").random()
+        return FAILED if lot < FAILURES else super().lookup(country, field)

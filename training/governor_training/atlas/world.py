@@ -43,6 +43,7 @@ OTHER_SEED = 41077
 
 _NAME = re.compile(r"[A-Z][a-z]+( [A-Z][a-z]+)?")
 _SHAKY_SHARE = 0.12
+_FEW_SHARE = 0.25
 
 
 class Beliefs(StrEnum):
@@ -53,6 +54,8 @@ class Beliefs(StrEnum):
     """As honest, but other facts are known."""
     NOISY = "noisy"
     """A fact that is not known has a wrong belief in its place, and a coin says how sure the model is."""
+    FEW = "few"
+    """As honest, but a quarter as much is known."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +130,7 @@ def load_world(beliefs: Beliefs = Beliefs.HONEST) -> World:
     countries = tuple(row["country"] for row in rows)
     values = {name: tuple(sorted({row[key] for row in rows})) for name, key in FIELDS.items()}
     rng = random.Random(OTHER_SEED if beliefs is Beliefs.OTHER else SEED)
-    draw = _noisy_fact if beliefs is Beliefs.NOISY else _fact
+    draw = {Beliefs.NOISY: _noisy_fact, Beliefs.FEW: _rare_fact}.get(beliefs, _fact)
     facts = {
         (row["country"], name): draw(row["country"], name, row[key], 1 - rank / len(rows), values[name], rng)
         for rank, row in enumerate(rows)
@@ -167,6 +170,15 @@ def _noisy_fact(
     right = rng.random() < _known_share(fame)
     wrong = rng.choice([other for other in values if other != value])
     return Fact(country, field, value, rng.choice([1.0, 0.5]), value if right else wrong)
+
+
+def _rare_fact(
+    country: str, field: str, value: str, fame: float, values: tuple[str, ...], rng: random.Random
+) -> Fact:
+    """Known or unknown, and a quarter as often known as elsewhere."""
+    if rng.random() < _known_share(fame) * _FEW_SHARE:
+        return Fact(country, field, value, 1.0, value)
+    return Fact(country, field, value, 0.0, None)
 
 
 def _known_share(fame: float) -> float:

@@ -45,11 +45,11 @@ def draw(report: Report, out: Path) -> list[Path]:
         path = out / f"{name}.png"
         figure.savefig(path, dpi=DPI)
         paths.append(path)
-        _close(figure)
+        closed(figure)
     return paths
 
 
-def _figure(width: float, height: float) -> tuple[Any, Any]:
+def figure_of(width: float, height: float) -> tuple[Any, Any]:
     from matplotlib import pyplot
 
     figure, axis = pyplot.subplots(figsize=(width, height), layout="constrained")
@@ -58,7 +58,7 @@ def _figure(width: float, height: float) -> tuple[Any, Any]:
     return figure, axis
 
 
-def _close(figure: Any) -> None:
+def closed(figure: Any) -> None:
     from matplotlib import pyplot
 
     pyplot.close(figure)
@@ -123,7 +123,7 @@ def _signals(signals: Sequence[SignalFigures]) -> Any:
     having = sorted(
         ((one, one.auroc) for one in signals if one.auroc is not None), key=lambda pair: pair[1].value
     )
-    figure, axis = _figure(8, 1.5 + 0.32 * len(having))
+    figure, axis = figure_of(8, 1.5 + 0.32 * len(having))
     for place, (one, area) in enumerate(having):
         axis.barh(place, area.value - 0.5, left=0.5, color="#3b78c3" if one.after else "#2a8f6f", height=0.7)
         if area.low is not None and area.high is not None:
@@ -137,7 +137,7 @@ def _signals(signals: Sequence[SignalFigures]) -> Any:
 
 
 def _calibration(calibrations: Sequence[Calibration]) -> Any:
-    figure, axis = _figure(6, 6)
+    figure, axis = figure_of(6, 6)
     axis.plot([0, 1], [0, 1], color="#9a9a9a", linewidth=1, linestyle="--")
     for one, colour in zip(calibrations, ("#2a8f6f", "#c8443c"), strict=False):
         axis.plot(
@@ -165,7 +165,7 @@ def _calibration(calibrations: Sequence[Calibration]) -> Any:
 
 def _pilot(correlations: Sequence[Correlation]) -> Any:
     having = [(one, one.correlation) for one in correlations if one.correlation is not None]
-    figure, axis = _figure(8, 1.5 + 0.4 * len(having))
+    figure, axis = figure_of(8, 1.5 + 0.4 * len(having))
     colours = {"entropy reduction": "#7b6fd0", "gain of the probe": "#2a8f6f"}
     for place, (one, correlation) in enumerate(reversed(having)):
         axis.barh(place, correlation.value, color=colours.get(one.measure), height=0.65)

@@ -120,7 +120,7 @@ def markdown(tables: Iterable[Table]) -> str:
     return "\n".join(pages)
 
 
-def _table(title: str, *columns: str) -> Table:
+def table_of(title: str, *columns: str) -> Table:
     table = Table(title=title)
     for place, name in enumerate(columns):
         table.add_column(name, justify="right" if place else "left")
@@ -129,7 +129,7 @@ def _table(title: str, *columns: str) -> Table:
 
 def _policies(evaluated: Sequence[Evaluated]) -> Table:
     figures = evaluated[0].figures
-    table = _table(
+    table = table_of(
         f"Policies on {figures.tasks} runs of tasks that no gate saw (95% intervals)",
         *("policy", "accuracy", "change, points", "no worse?", "calls a task", "avoidable removed"),
         *("withheld", "needed of these", "unsafe first stops", "effectful withheld"),
@@ -139,14 +139,14 @@ def _policies(evaluated: Sequence[Evaluated]) -> Table:
         verdict = "yes" if f.non_inferior else "not shown"
         table.add_row(
             one.name,
-            _percent(f.accuracy),
-            _points(f.difference),
+            percent(f.accuracy),
+            points(f.difference),
             verdict,
             f"{f.calls.value:.2f}",
             f"{f.avoidable_removed.value:.1%}",
             f"{f.withheld}",
-            f"{f.withheld_needed} ({_percent(f.needed_share)})" if f.withheld else "-",
-            _percent(f.unsafe_first_stops),
+            f"{f.withheld_needed} ({percent(f.needed_share)})" if f.withheld else "-",
+            percent(f.unsafe_first_stops),
             f"{f.effectful_withheld} of {f.effectful}",
         )
     table.caption = f"No worse: the interval of the change lies above -{100 * MARGIN:g} point."
@@ -154,7 +154,7 @@ def _policies(evaluated: Sequence[Evaluated]) -> Table:
 
 
 def _costs(evaluated: Sequence[Evaluated]) -> Table:
-    table = _table(
+    table = table_of(
         "Tokens a task, everything counted",
         *("policy", "prompt", "completion", "probes", "continuations", "all", "change", "pruned"),
         *("prompt, long results", "points, long results"),
@@ -163,7 +163,7 @@ def _costs(evaluated: Sequence[Evaluated]) -> Table:
         f = one.figures
         long = ("-", "-")
         if f.long_prompt_change and f.long_difference:
-            long = (_change(f.long_prompt_change), _points(f.long_difference))
+            long = (_change(f.long_prompt_change), points(f.long_difference))
         table.add_row(
             one.name,
             *(f"{value:,.0f}" for value in (f.prompt_tokens, f.completion_tokens)),
@@ -179,7 +179,7 @@ def _costs(evaluated: Sequence[Evaluated]) -> Table:
 
 def _real_servers(findings: Findings) -> Table:
     first = next(iter(findings.timed.values())).figures
-    table = _table(
+    table = table_of(
         f"Through real servers, {first.tasks} tasks, each in all arms one after the other",
         *("arm", "accuracy", "change, points", "calls a task", "tokens a task", "change"),
         *("seconds, median", "ratio"),
@@ -188,8 +188,8 @@ def _real_servers(findings: Findings) -> Table:
         f = arm.figures
         table.add_row(
             name,
-            _percent(f.accuracy),
-            _points(f.difference),
+            percent(f.accuracy),
+            points(f.difference),
             f"{f.calls.value:.2f}",
             f"{f.total_tokens:,.0f}",
             _change(f.tokens_change),
@@ -200,7 +200,7 @@ def _real_servers(findings: Findings) -> Table:
 
 
 def _dominance(comparisons: Sequence[Comparison]) -> Table:
-    table = _table(
+    table = table_of(
         "The calibrated gate at the budget of each other setting",
         *(
             "baseline",
@@ -221,14 +221,14 @@ def _dominance(comparisons: Sequence[Comparison]) -> Table:
                 str(one.gate),
                 f"{one.gate_calls:.2f}",
                 f"{one.gate_accuracy:.1%}",
-                _points(one.difference),
+                points(one.difference),
             ]
         table.add_row(one.baseline, f"{one.calls:.2f}", f"{one.accuracy:.1%}", *cells, one.standing.value)
     return table
 
 
 def _signals(signals: Sequence[SignalFigures]) -> Table:
-    table = _table(
+    table = table_of(
         "How well each signal tells avoidable calls",
         "signal",
         "known",
@@ -246,7 +246,7 @@ def _signals(signals: Sequence[SignalFigures]) -> Table:
 
 
 def _pilot(correlations: Sequence[Correlation]) -> Table:
-    table = _table(
+    table = table_of(
         "Rank correlation with the true value of the call (Spearman)",
         "measure",
         "tool",
@@ -260,7 +260,7 @@ def _pilot(correlations: Sequence[Correlation]) -> Table:
 
 def _labels(labels: LabelAgreement) -> Table:
     share = "-" if labels.agreement is None else f"{labels.agreement:.1%}"
-    table = _table(
+    table = table_of(
         f"The free label against the truth: the same in {share} of {labels.labelled}, {labels.unlabelled} "
         "without label",
         *("forced answer", "needed", "avoidable"),
@@ -274,7 +274,7 @@ def _labels(labels: LabelAgreement) -> Table:
 
 
 def _gates(findings: Findings) -> Table:
-    table = _table(
+    table = table_of(
         f"The gates, fitted on {findings.learned_calls} labelled calls", "max_harm", "threshold", "what holds"
     )
     for harm, gate in findings.gates.items():
@@ -297,13 +297,13 @@ def _calls(rows: Sequence[CallRow]) -> dict[str, Any]:
     return {"read_only": len(rows), "avoidable": avoidable, "needed": len(rows) - avoidable}
 
 
-def _percent(interval: Interval) -> str:
+def percent(interval: Interval) -> str:
     if interval.low is None or interval.high is None:
         return f"{interval.value:.1%}"
     return f"{interval.value:.1%} [{100 * interval.low:.1f}, {100 * interval.high:.1f}]"
 
 
-def _points(interval: Interval) -> str:
+def points(interval: Interval) -> str:
     if interval.low is None or interval.high is None:
         return f"{100 * interval.value:+.1f}"
     return f"{100 * interval.value:+.1f} [{100 * interval.low:+.1f}, {100 * interval.high:+.1f}]"

@@ -50,6 +50,14 @@ def mean_interval(values: Sequence[float], clusters: Sequence[str]) -> Interval:
     return Interval(mean, float(low), float(high))
 
 
+def resampled_means(columns: Floats) -> Floats:
+    """The means of columns (N, K) over N tasks, then over RESAMPLES samples of these tasks, the same for all
+    columns, so that what is made of them is paired by task. (1 + RESAMPLES, K)."""
+    count = len(columns)
+    weights = np.random.default_rng(_SEED).multinomial(count, np.full(count, 1 / count), size=RESAMPLES)
+    return np.concatenate([columns.mean(axis=0, keepdims=True), weights @ columns / count])
+
+
 def share_interval(values: Sequence[float], clusters: Sequence[str]) -> Interval:
     """As `mean_interval`, for values in [0, 1], where the ends stay too."""
     mean, low, high = mean_interval(values, clusters)

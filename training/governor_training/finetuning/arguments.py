@@ -44,7 +44,7 @@ class RewardArguments:
     alpha: float = told(_SETTINGS.alpha, "weight of an informative call in the dense reward")
     over_calls: OverCalls = told(_SETTINGS.over_calls, "mean or sum of dense rewards as one figure")
 
-    def settings(self) -> RewardSettings:
+    def reward_settings(self) -> RewardSettings:
         """Raises `UsageError` for a value that cannot be used."""
         try:
             return RewardSettings(
@@ -78,9 +78,9 @@ class SpanArguments:
     least: int = told(_CHOICE.least, "a segment with fewer tokens has no entropy")
     statistic: Statistic = told(_CHOICE.statistic, "mean, max or top_fifth of the tokens' entropies")
 
-    def choice(self) -> SpanChoice:
-        """Raises `UsageError` for a value that cannot be used. Measured by the model that training begins
-        with: from a log alone there is no other."""
+    def span_choice(self) -> SpanChoice:
+        """Measured by the model that training begins with. Raises `UsageError` for a value that cannot be
+        used."""
         try:
             return SpanChoice(
                 kinds=frozenset(map(SpanKind, self.span_kinds)),

@@ -40,6 +40,7 @@ COMMANDS: Mapping[str, Command] = {
     "diagnose": Command("ask your logs whether entropy tells useful calls", f"{_HERE}.diagnose_command:run"),
     "offline": Command("fine-tune from logs alone", f"{_HERE}.offline_command:run"),
     "online": Command("fine-tune while tools are really called", f"{_HERE}.online_command:run"),
+    "study": Command("compare all of it on the atlas, from one command", f"{_HERE}.study.command:run"),
     "export": Command("give a trained model to vLLM, and check it there", f"{_HERE}.export_command:run"),
 }
 

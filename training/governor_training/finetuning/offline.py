@@ -189,7 +189,7 @@ def _imitation_data(
     training.dataset_kwargs = {**(training.dataset_kwargs or {}), "skip_prepare_dataset": True}
     if arguments.reward == Reward.DENSE:
         permit_dense(arguments.diagnosis, undiagnosed=arguments.undiagnosed)
-    weighting, settings, choice = arguments.weighting(), rewards.settings(), spans.choice()
+    weighting, settings, choice = arguments.weighting(), rewards.reward_settings(), spans.span_choice()
     entropies = Entropies(arguments.entropies)
     folder = Path(training.output_dir) / DATA
     key = {

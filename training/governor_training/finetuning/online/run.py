@@ -16,6 +16,7 @@ from governor_training.environment import Environment, NotEnoughTasks, Split
 from governor_training.errors import TrainingError, UsageError
 from governor_training.evaluation.places import bundled_model, environment_of
 from governor_training.finetuning.backbone import quiet, without_vllm
+from governor_training.finetuning.diagnosis import permit_dense
 from governor_training.finetuning.online.config import EntropyGRPOConfig
 from governor_training.finetuning.online.methods import Method, method
 
@@ -74,7 +75,7 @@ class OnlineArguments:
     diagnosis: str | None = field(
         default=None, metadata={"help": "report of `governor train diagnose`, which the dense reward needs"}
     )
-    without_diagnosis: bool = field(
+    undiagnosed: bool = field(
         default=False, metadata={"help": "dense without one: the entropies may mean nothing"}
     )
     threads: int | None = field(
@@ -164,21 +165,8 @@ def _check(options: OnlineArguments, config: EntropyGRPOConfig, chosen: Method) 
             "measure: gain needs forced answers, which are not asked for while training: use reduction, or "
             "governor train offline on labelled logs"
         )
-    if chosen.per_call and not options.without_diagnosis:
-        _check_diagnosis(options.diagnosis)
-
-
-def _check_diagnosis(path: str | None) -> None:
-    advice = "run governor train diagnose first, or say --without_diagnosis"
-    if path is None:
-        raise UsageError(f"the dense reward needs --diagnosis: {advice}")
-    try:
-        report = json.loads(Path(path).read_text("utf-8"))
-        recommended = report["recommendation"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UsageError(f"{path} is no report of a diagnosis ({error}): {advice}") from None
-    if recommended != "dense":
-        raise UsageError(f"{path} recommends {recommended}: the entropies do not tell useful calls; {advice}")
+    if chosen.per_call:
+        permit_dense(options.diagnosis, undiagnosed=options.undiagnosed)
 
 
 def _settings(
