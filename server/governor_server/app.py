@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import importlib.metadata
 import logging
 import time
 import uuid
@@ -32,6 +33,7 @@ OWN = frozenset(
     {"/healthz", "/readyz", "/metrics", "/governor/gates", "/governor/decisions", FEEDBACK, EFFECT}
 )
 READY_TIMEOUT_S = 2.0
+VERSION = importlib.metadata.version("tool-governor")
 
 log = logging.getLogger(__name__)
 
@@ -98,6 +100,7 @@ class GovernorApp:
                 on_error=metrics.store_errors_total.inc,
             )
         metrics.watch_conversations(lambda: self.store.conversations)
+        metrics.info.labels(VERSION, settings.governance.mode, settings.governance.policy).set(1)
         self._call_start_id = call_start_id
         self._call_start_unknown = call_start_id is None
         self._vocab_size = vocab_size
@@ -161,9 +164,7 @@ class GovernorApp:
             self.proxy.governance = replace(base, mode=Mode.OBSERVE)
             self.proxy.by_model = self.gatekeeper.governances(base)
             for model, standing in self.gatekeeper.standings.items():
-                certificate = standing.gate.certificate if standing.gate and standing.enforces else None
-                self.metrics.gate_enforces.labels(model).set(certificate is not None)
-                self.metrics.gate_harm_bound.labels(model).set(certificate.bound if certificate else 1.0)
+                self.metrics.show_gate(model, standing)
 
     async def _lifespan(self, receive: Receive, send: Send) -> None:
         await receive()
@@ -179,6 +180,7 @@ class GovernorApp:
         self.feedback.close()
         if self.transcripts is not None:
             self.transcripts.close()
+        self.metrics.close()
         await send({"type": "lifespan.shutdown.complete"})
 
     async def _learn_call_start(self) -> None:
@@ -211,6 +213,7 @@ def own_routes(app: GovernorApp) -> FastAPI:
 
     @routes.get("/metrics")
     async def metrics() -> Response:
+        app.metrics.upstream_up.set(await app.ready())
         body, content_type = app.metrics.render()
         return Response(body, media_type=None, headers={"content-type": content_type})
 

@@ -19,7 +19,7 @@ from typing import Any, Protocol
 import orjson
 
 from governor.calls import ToolEffect
-from governor.decision import Mode
+from governor.decision import Action, Mode
 from governor.exchange import Ask, Deliver, Exchange, Explain, Purpose, Step
 from governor.governance import Governance
 from governor.records import CallRecord
@@ -123,11 +123,13 @@ class Proxy:
     ) -> None:
         reply = Reply(send)
         try:
-            await handler(scope, receive, reply)
+            with self.metrics.requests_in_flight.track_inprogress():
+                await handler(scope, receive, reply)
         except ClientGone:
             reply.status = reply.status or 499
         except UpstreamError as error:
             log.warning("%s", error)
+            self.metrics.upstream_errors_total.labels(error.reason).inc()
             if not reply.status:
                 await reply.error(error)
             # Otherwise the answer broke off half-way, and an unfinished body is how the client learns of it.
@@ -471,6 +473,8 @@ def account(exchange: Exchange, metrics: Metrics) -> None:
     """Count what became of one exchange."""
     for decision in exchange.decisions:
         metrics.count_call(decision.call.name, decision.action.value, decision.reason.value)
+        if decision.proposed is not Action.PASS and not decision.withheld:
+            metrics.let_through_total.labels(decision.reason.value).inc()
     for failure in exchange.probe_failures:
         metrics.probe_failures_total.labels(failure).inc()
     for _ in exchange.policy_errors:
