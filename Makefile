@@ -6,13 +6,16 @@ BIN := $(VENV)/bin
 export VENV ENGINE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo eval train-atlas serve test lint format unit e2e lock build clean
+.PHONY: help setup prometheus demo eval train-atlas serve test lint format unit e2e reference lock build clean
 
 help: ## Show this text
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: ## Make .venv with everything in it (ENGINE=vllm on a GPU, PYTHON=... to choose one)
 	@scripts/setup
+
+prometheus: setup ## Put Prometheus where the tests look for it, unless it is installed
+	@scripts/prometheus
 
 demo: setup ## Run the demonstration: agent, proxy and a real vLLM (ARGS="..." go to `governor demo`)
 	@$(BIN)/governor demo $(ARGS)
@@ -36,12 +39,15 @@ format: setup ## Put imports and layout in order
 	$(BIN)/ruff check --select I --fix
 	$(BIN)/ruff format
 
-unit: setup ## Run the tests that need no engine
+unit: setup prometheus ## Run the tests that need no engine
 	$(BIN)/coverage run -m pytest tests --ignore=tests/e2e $(ARGS)
 	@$(BIN)/coverage report
 
 e2e: setup ## Run the tests against a real vLLM with the bundled model (minutes)
 	$(BIN)/pytest tests/e2e $(ARGS)
+
+reference: setup ## Write the tables of docs/metrics.md from the code
+	@$(BIN)/python scripts/metrics_reference.py
 
 lock: setup ## Pin the dependencies again (arguments for uv in ARGS, e.g. ARGS=--upgrade)
 	@scripts/lock $(ARGS)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from governor.calls import ToolEffect
+from governor.decision import Action
 from governor.exchange import Exchange
 from governor.rewards import CallTurn, RewardSettings, judged
 from governor_server.metrics import Metrics
@@ -15,6 +16,8 @@ def account(exchange: Exchange, metrics: Metrics) -> None:
     """Count what became of one exchange."""
     for decision in exchange.decisions:
         metrics.count_call(decision.call.name, decision.action.value, decision.reason.value)
+        if decision.proposed is not Action.PASS and not decision.withheld:
+            metrics.let_through_total.labels(decision.reason.value).inc()
     for failure in exchange.probe_failures:
         metrics.probe_failures_total.labels(failure).inc()
     for _ in exchange.policy_errors:

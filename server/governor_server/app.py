@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import importlib.metadata
 import logging
 import time
 import uuid
@@ -38,8 +39,7 @@ OPEN = frozenset({"/healthz", "/readyz"})
 OPERATORS = frozenset({"/governor/gates", "/governor/decisions", FEEDBACK, EFFECT})
 OWN = OPEN | OPERATORS | {METRICS}
 READY_TIMEOUT_S = 2.0
-MAX_GATES = 50
-"""Gates that have a metric; `/governor/gates` tells of all."""
+VERSION = importlib.metadata.version("tool-governor")
 
 log = logging.getLogger(__name__)
 
@@ -100,7 +100,8 @@ class GovernorApp:
                 ttl_s=settings.store.ttl_s,
                 on_error=metrics.store_errors_total.inc,
             )
-        metrics.watch_conversations(lambda: self.store.conversations)
+        metrics.watch(metrics.conversations, lambda: self.store.conversations)
+        metrics.info.labels(VERSION, settings.governance.mode, settings.governance.policy).set(1)
         self._call_start_id = call_start_id
         self._call_start_unknown = call_start_id is None
         self._vocab_size = vocab_size
@@ -118,8 +119,8 @@ class GovernorApp:
             transcripts=self.transcripts,
             gates_by_tenant=settings.auth.isolation == "full",
         )
-        metrics.running_requests.set_function(lambda: self.proxy.slots.running)
-        metrics.waiting_requests.set_function(lambda: self.proxy.slots.waiting)
+        metrics.watch(metrics.running_requests, lambda: self.proxy.slots.running)
+        metrics.watch(metrics.waiting_requests, lambda: self.proxy.slots.waiting)
         self.gatekeeper: Gatekeeper | None = None
         if settings.governance.policy == CALIBRATED:
             self.gatekeeper = Gatekeeper(
@@ -199,6 +200,11 @@ class GovernorApp:
                 return response.status == 200
         return False
 
+    async def look_at_upstream(self) -> None:
+        """Shows whether upstream answers. Several servers are looked at all the time."""
+        if not self.settings.upstream.replicas:
+            self.metrics.upstream_up.labels(self.upstream.url).set(await self.ready())
+
     def _governance(self) -> Governance:
         return self.settings.build_governance(self._call_start_id, self._vocab_size)
 
@@ -210,11 +216,8 @@ class GovernorApp:
         else:
             self.proxy.governance = replace(base, mode=Mode.OBSERVE)
             self.proxy.by_model = self.gatekeeper.governances(base)
-            for key, standing in tuple(self.gatekeeper.standings.items())[:MAX_GATES]:
-                certificate = standing.gate.certificate if standing.gate and standing.enforces else None
-                model = told(key)
-                self.metrics.gate_enforces.labels(model).set(certificate is not None)
-                self.metrics.gate_harm_bound.labels(model).set(certificate.bound if certificate else 1.0)
+            for key, standing in self.gatekeeper.standings.items():
+                self.metrics.show_gate(told(key), standing)
 
     async def _lifespan(self, receive: Receive, send: Send) -> None:
         await receive()
@@ -230,6 +233,7 @@ class GovernorApp:
         self.feedback.close()
         if self.transcripts is not None:
             self.transcripts.close()
+        self.metrics.close()
         await send({"type": "lifespan.shutdown.complete"})
 
     async def _learn_call_start(self) -> None:
@@ -265,6 +269,7 @@ def own_routes(app: GovernorApp) -> FastAPI:
 
     @routes.get("/metrics")
     async def metrics() -> Response:
+        await app.look_at_upstream()
         body, content_type = app.metrics.render()
         return Response(body, media_type=None, headers={"content-type": content_type})
 

@@ -1,14 +1,17 @@
 """What the governor counts, under the names that dashboards and alerts may rely on.
 
 All names start with `governor_`, in base units (seconds, nats, tokens). The registry is injected, so that two
-proxies in one process, or two tests, never share a counter.
+proxies in one process, or two tests, never share a counter. Where PROMETHEUS_MULTIPROC_DIR is set, a scrape
+of one process shows them all: every gauge says how the values of several become one.
 """
 
 from __future__ import annotations
 
+import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Final, Literal
 
 from prometheus_client import (
     CollectorRegistry,
@@ -19,11 +22,52 @@ from prometheus_client import (
     disable_created_metrics,
 )
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
+from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
+
+from governor.standing import Standing
+
+MULTIPROCESS_DIR: Final = "PROMETHEUS_MULTIPROC_DIR"
 
 MAX_TOOL_NAMES = 50
 """Tool names come from clients; past this many the label is `other`, or a client could grow the registry."""
 
-OTHER_TOOL = "other"
+MAX_MODEL_NAMES = 20
+"""The same for the names of models."""
+
+OTHER = "other"
+
+FAIL_OPEN: Final = (
+    "request", "admission", "chunk", "response", "decision", "release", "body", "review", "record", "policy",
+    "refused", "unreadable", "held_bytes", "review_queue", "answer", "continuation",
+)  # fmt: skip
+"""The parts that can fail open. Each is shown as 0 from the start: the increase of a series that appears with
+its first failure would miss that one."""
+
+UPSTREAM_FAILURES: Final = ("timeout", "connect_timeout", "unreachable", "broken", "truncated")
+"""What can go wrong between us and upstream; shown from the start, too."""
+
+LABELS: Final[Mapping[str, str]] = {
+    "route": "`chat` (chat completions) or `other`",
+    "code": "the HTTP status that the client got; 499 where it went away",
+    "tool": f"the tool's name; `{OTHER}` for all names after the first {MAX_TOOL_NAMES}, and what is no name",
+    "decision": "`pass`, `answer`, `notice` or `drop` (left out, while the other calls of the message pass)",
+    "reason": "one word; the values are listed below",
+    "phase": "`before` a tool result or `after` it",
+    "purpose": "what the request was for: `probe`, `label`, `answer`, `continuation`",
+    "kind": "`prompt` or `completion`",
+    "upstream": "the address of a server, as configured",
+    "model": f"the name that requests give, behind the tenant's; `{OTHER}` after the first {MAX_MODEL_NAMES}",
+    "judgement": "`informative`, `uninformative` or `spared`",
+    "label": "`useful`, `confirmation`, `low_value` or `conflict`",
+    "where": "the part that failed: " + ", ".join(f"`{where}`" for where in FAIL_OPEN),
+    "version": "of the governor",
+    "mode": "`observe` or `enforce`, as configured",
+    "policy": "as configured",
+}
+"""What the values of each label are, and what bounds their number."""
+
+Merge = Literal["livesum", "livemostrecent"]
+"""How a gauge of several processes becomes one value; those that ended no longer count."""
 
 TOOL_NAME = re.compile(r"[\w.:/-]{1,64}", re.ASCII)
 
@@ -55,7 +99,9 @@ class Metrics:
         disable_created_metrics()  # type: ignore[no-untyped-call]
         buckets = buckets or Buckets()
         self.registry = registry
-        self._tools: set[str] = set()
+        self._tools = Names(MAX_TOOL_NAMES)
+        self._models = Names(MAX_MODEL_NAMES)
+        self._watched: list[tuple[Gauge, Callable[[], float]]] = []
 
         def counter(name: str, text: str, *labels: str) -> Counter:
             return Counter(f"governor_{name}", text, labels, registry=registry)
@@ -63,12 +109,29 @@ class Metrics:
         def histogram(name: str, text: str, bounds: tuple[float, ...], *labels: str) -> Histogram:
             return Histogram(f"governor_{name}", text, labels, buckets=bounds, registry=registry)
 
+        def gauge(name: str, text: str, merge: Merge, *labels: str) -> Gauge:
+            return Gauge(f"governor_{name}", text, labels, registry=registry, multiprocess_mode=merge)
+
+        self.info = gauge(
+            "info", "Always 1; its labels say what runs.", "livemostrecent", "version", "mode", "policy"
+        )
         self.requests = counter("requests", "HTTP requests answered.", "route", "code")
+        self.upstream_up = gauge(
+            "upstream_up",
+            "1 if the server answered its last health check: of one server at this scrape.",
+            "livemostrecent",
+            "upstream",
+        )
         self.tool_calls = counter(
             "tool_calls",
             "Tool calls that the model proposed, by what became of them.",
             "tool",
             "decision",
+            "reason",
+        )
+        self.let_through_total = counter(
+            "let_through_calls",
+            "Calls that passed though the policy would have withheld them: observed, held out or explored.",
             "reason",
         )
         self.entropy = histogram(
@@ -106,14 +169,17 @@ class Metrics:
         self.recomputed_tokens_total = counter(
             "recomputed_tokens", "Estimated prompt tokens whose cache a new stub cost."
         )
-        self.gate_enforces = Gauge(
-            "governor_gate_enforces", "1 while a model's gate is certified.", ("model",), registry=registry
+        self.gate_enforces = gauge(
+            "gate_enforces", "1 while a model's gate is certified.", "livemostrecent", "model"
         )
-        self.gate_harm_bound = Gauge(
-            "governor_gate_harm_bound",
+        self.gate_lapsed = gauge(
+            "gate_lapsed", "1 while a model's certificate has lapsed.", "livemostrecent", "model"
+        )
+        self.gate_harm_bound = gauge(
+            "gate_harm_bound",
             "Upper bound on the share of harmful first withheld calls; 1 without a certificate.",
-            ("model",),
-            registry=registry,
+            "livemostrecent",
+            "model",
         )
         self.judged_total = counter(
             "judged_calls",
@@ -140,18 +206,13 @@ class Metrics:
         self.engine_restarts_total = counter(
             "engine_restarts", "Times the engine was started again after it died."
         )
-        self.conversations = Gauge(
-            "governor_conversations", "Conversations that have a record.", registry=registry
-        )
-        self.upstream_up = Gauge(
-            "governor_upstream_up", "1 while a server answers, of several.", ("upstream",), registry=registry
-        )
-        self.running_requests = Gauge(
-            "governor_running_requests", "Requests that have their turn.", registry=registry
-        )
-        self.waiting_requests = Gauge(
-            "governor_waiting_requests", "Requests that wait for their turn.", registry=registry
-        )
+        self.conversations = gauge("conversations", "Conversations that have a record.", "livesum")
+        self.running_requests = gauge("running_requests", "Requests that have their turn.", "livesum")
+        self.waiting_requests = gauge("waiting_requests", "Requests that wait for their turn.", "livesum")
+        for where in FAIL_OPEN:
+            self.fail_open_total.labels(where)
+        for reason in UPSTREAM_FAILURES:
+            self.upstream_failures_total.labels(reason)
 
     def count_call(self, tool: str, decision: str, reason: str) -> None:
         """Count one proposed call; unlike `tool_calls` itself, this caps the tool's name by `tool_label`."""
@@ -171,20 +232,52 @@ class Metrics:
     def tool_label(self, tool: str) -> str:
         """The tool's name while fewer than `MAX_TOOL_NAMES` others have been seen, else `other`: so is what
         is no name, since a model may write anything in its place."""
-        if tool in self._tools:
-            return tool
-        if len(self._tools) >= MAX_TOOL_NAMES or not TOOL_NAME.fullmatch(tool):
-            return OTHER_TOOL
-        self._tools.add(tool)
-        return tool
+        return self._tools.label(tool) if TOOL_NAME.fullmatch(tool) else OTHER
 
-    def watch_conversations(self, count: Callable[[], float]) -> None:
-        """Ask `count` for the number of conversations at each scrape."""
-        self.conversations.set_function(count)
+    def show_gate(self, model: str, standing: Standing) -> None:
+        """Where a deployment stands with the gate of `model`."""
+        certificate = standing.gate.certificate if standing.gate and standing.enforces else None
+        label = self._models.label(model)
+        self.gate_enforces.labels(label).set(certificate is not None)
+        self.gate_lapsed.labels(label).set(bool(standing.lapsed))
+        self.gate_harm_bound.labels(label).set(certificate.bound if certificate else 1.0)
+
+    def watch(self, gauge: Gauge, count: Callable[[], float]) -> None:
+        """Ask `count` for the gauge's value at each scrape."""
+        self._watched.append((gauge, count))
 
     def render(self) -> tuple[bytes, str]:
         """The body and the content type of a scrape."""
-        return generate_latest(self.registry), CONTENT_TYPE_LATEST
+        # No function is set on the gauges: those are not seen by other processes.
+        for gauge, count in self._watched:
+            gauge.set(count())
+        registry = self.registry
+        if MULTIPROCESS_DIR in os.environ:
+            registry = CollectorRegistry()
+            MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
+        return generate_latest(registry), CONTENT_TYPE_LATEST
+
+    def close(self) -> None:
+        """The gauges of this process no longer count, where it is one of several."""
+        if MULTIPROCESS_DIR in os.environ:
+            mark_process_dead(os.getpid())  # type: ignore[no-untyped-call]
+
+
+class Names:
+    """Bounds the values of a label that clients choose: the first `limit` names stand for themselves."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._seen: set[str] = set()
+
+    def label(self, name: str) -> str:
+        """`name`, or `other`."""
+        if name in self._seen:
+            return name
+        if len(self._seen) >= self._limit:
+            return OTHER
+        self._seen.add(name)
+        return name
 
 
 def process_registry() -> CollectorRegistry:
