@@ -32,7 +32,9 @@ async def ask_on(url: str, first: int, step: int, seconds: float) -> None:
                 log.warning("%s", error)
                 await asyncio.sleep(PAUSE_S)
             else:
-                log.info("%s -> %s (%d calls)", task.messages[-1]["content"], run.answer, len(run.calls))
+                log.info(
+                    "%s -> %s (%d calls)", task.messages[-1]["content"], run.answer.strip(), len(run.calls)
+                )
             await asyncio.sleep(seconds)
 
 
