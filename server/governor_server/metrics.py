@@ -46,6 +46,12 @@ its first failure would miss that one."""
 UPSTREAM_FAILURES: Final = ("timeout", "connect_timeout", "unreachable", "broken", "truncated")
 """What can go wrong between us and upstream; shown from the start, too."""
 
+REFUSED: Final = (
+    "invalid_api_key", "permission_denied", "request_headers_too_large", "request_timeout",
+    "request_too_large", "server_overloaded", "internal_error",
+)  # fmt: skip
+"""The types of the errors that the proxy itself answers with; shown from the start, too."""
+
 LABELS: Final[Mapping[str, str]] = {
     "route": "`chat` (chat completions) or `other`",
     "code": "the HTTP status that the client got; 499 where it went away",
@@ -213,6 +219,8 @@ class Metrics:
             self.fail_open_total.labels(where)
         for reason in UPSTREAM_FAILURES:
             self.upstream_failures_total.labels(reason)
+        for reason in REFUSED:
+            self.refused_requests_total.labels(reason)
 
     def count_call(self, tool: str, decision: str, reason: str) -> None:
         """Count one proposed call; unlike `tool_calls` itself, this caps the tool's name by `tool_label`."""
