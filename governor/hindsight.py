@@ -227,9 +227,10 @@ def _effect(record: CallRecord) -> ToolEffect:
 
 
 def _executed(record: CallRecord) -> ExecutedCall:
-    """The conversation went on after it, so that an outcome which was not recorded is taken for a result."""
+    """The conversation went on after it, so that an outcome which was not recorded is taken for a result.
+    The outcome stands in the place of the text: a result and a failure are never the same."""
     outcome = Outcome(record.outcome) if record.outcome in set(Outcome) else Outcome.OK
-    return ExecutedCall(_call(record), "", outcome, _effect(record))
+    return ExecutedCall(_call(record), outcome.value, outcome, _effect(record))
 
 
 def _pending(record: CallRecord) -> ExecutedCall:

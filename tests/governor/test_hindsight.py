@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from governor.calls import ToolCatalog
@@ -88,6 +88,9 @@ POLICIES = [
 @pytest.mark.parametrize("policy", POLICIES, ids=repr)
 @settings(deadline=None, max_examples=60)
 @given(turns=st.lists(played, min_size=1, max_size=6), keep_text=st.booleans())
+@example(
+    turns=[Played([("lookup", "a", "31 C"), ("lookup", "a", "")], "Oslo", 0.3, False)] * 3, keep_text=False
+)
 def test_hindsight_on_a_log_is_what_the_policy_does_live(
     policy: Policy, turns: list[Played], keep_text: bool
 ) -> None:
