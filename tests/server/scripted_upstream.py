@@ -241,7 +241,8 @@ class Proxied:
             return response.status, response.headers, await response.read()
 
     def metric(self, name: str, **labels: str) -> float:
-        """The value of one of the governor's metrics, 0 if it was never touched."""
+        """The value of one of the governor's metrics at a scrape now, 0 if it was never touched."""
+        self.app.metrics.render()
         return self.app.metrics.registry.get_sample_value(name, labels) or 0.0
 
 
