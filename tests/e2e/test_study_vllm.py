@@ -13,7 +13,7 @@ from governor_training.finetuning.study.held_out import Wanted
 from governor_training.finetuning.study.plan import WORLDS
 
 TASKS = 16
-MODELS = (bundled_model(), Path("tests/models/atlas-overconfident"))
+MODELS = (bundled_model(), Path("tests/models/atlas-other"))
 
 
 def test_each_model_says_through_vllm_what_it_says_in_this_process(tmp_path: Path) -> None:
