@@ -22,7 +22,7 @@ from governor.standing import told
 from governor_server.access import Access
 from governor_server.api_errors import ApiError
 from governor_server.asgi import Receive, Reply, Scope, Send
-from governor_server.balancer import Balancer, Member
+from governor_server.balancer import Balancer, Member, is_healthy
 from governor_server.feedback import EFFECT, FEEDBACK, FeedbackStore, feedback_routes
 from governor_server.gatekeeper import CALIBRATED, Gatekeeper
 from governor_server.metrics import Metrics, process_registry
@@ -169,10 +169,10 @@ class GovernorApp:
             return main.upstream
         others = [Member(self._server(replica.url), replica.weight) for replica in given.replicas]
 
-        def told(url: str, healthy: bool) -> None:
+        def show(url: str, healthy: bool) -> None:
             self.metrics.upstream_up.labels(url).set(healthy)
 
-        return Balancer([main, *others], given.health_interval_s, told)
+        return Balancer([main, *others], given.health_interval_s, show)
 
     def _server(self, url: str) -> Upstream:
         given = self.settings.upstream
@@ -193,11 +193,10 @@ class GovernorApp:
         """Whether upstream answers its health check."""
         with suppress(UpstreamError, TimeoutError):
             async with asyncio.timeout(READY_TIMEOUT_S):
-                async with self.upstream.request("GET", b"/health", []) as response:
-                    await response.read()
+                healthy = await is_healthy(self.upstream)
                 if self._call_start_unknown:
                     await self._learn_call_start()
-                return response.status == 200
+                return healthy
         return False
 
     async def look_at_upstream(self) -> None:

@@ -172,9 +172,7 @@ class Balancer:
         healthy = False
         with suppress(UpstreamError, TimeoutError):
             async with asyncio.timeout(HEALTH_TIMEOUT_S):
-                async with member.upstream.request("GET", b"/health", []) as response:
-                    await response.read()
-                    healthy = response.status == 200
+                healthy = await is_healthy(member.upstream)
         self._found(member, healthy)
 
     def _found(self, member: Member, healthy: bool) -> None:
@@ -182,3 +180,10 @@ class Balancer:
             log.warning("upstream %s is %s", member.upstream.url, "back" if healthy else "out of service")
         member.healthy = healthy
         self.on_health(member.upstream.url, healthy)
+
+
+async def is_healthy(server: Upstream | Balancer) -> bool:
+    """Whether it answers its health check, of several servers one. Raises `UpstreamError`."""
+    async with server.request("GET", b"/health", []) as response:
+        await response.read()
+        return response.status == 200

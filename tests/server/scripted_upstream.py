@@ -245,6 +245,12 @@ class Proxied:
         self.app.metrics.render()
         return self.app.metrics.registry.get_sample_value(name, labels) or 0.0
 
+    async def until(self, metric: str, value: float, *, within_s: float = 10) -> None:
+        """Returns once a metric without labels has that value. Raises TimeoutError."""
+        async with asyncio.timeout(within_s):
+            while self.metric(metric) != value:  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+
 
 @asynccontextmanager
 async def proxied(

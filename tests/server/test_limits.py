@@ -127,9 +127,7 @@ async def test_more_than_may_wait_are_told_to_come_back() -> None:
         running = asyncio.create_task(proxy.chat(chat()))
         await upstream.asked.wait()
         waiting = asyncio.create_task(proxy.chat(chat()))
-        async with asyncio.timeout(10):
-            while proxy.metric("governor_waiting_requests") < 1:  # noqa: ASYNC110
-                await asyncio.sleep(0.01)
+        await proxy.until("governor_waiting_requests", 1)
         status, headers, body = await proxy.chat(chat())
         assert (status, headers["retry-after"], error(body)["type"]) == (503, "1", "server_overloaded")
         assert proxy.metric("governor_refused_requests_total", reason="server_overloaded") == 1

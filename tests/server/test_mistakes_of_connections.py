@@ -9,7 +9,6 @@ import asyncio
 import gc
 import json
 import tracemalloc
-from typing import Any
 
 import pytest
 
@@ -23,7 +22,6 @@ from tests.server.scripted_upstream import (
     JSON,
     Answer,
     Piece,
-    Proxied,
     proxied,
     scripted,
 )
@@ -62,9 +60,7 @@ async def test_a_client_that_leaves_frees_its_place_upstream(
     second, in every phase, and nothing runs on in the proxy."""
     async with scripted(*answers) as upstream, proxied(upstream) as proxy:
         await leave(proxy, upstream, chat(stream=stream), requests)
-        async with asyncio.timeout(5):
-            while proxy.metric("governor_running_requests"):  # noqa: ASYNC110
-                await asyncio.sleep(0.01)
+        await proxy.until("governor_running_requests", 0, within_s=5)
 
 
 async def test_a_client_that_leaves_while_it_waits_for_its_turn_is_forgotten() -> None:
@@ -74,9 +70,9 @@ async def test_a_client_that_leaves_while_it_waits_for_its_turn_is_forgotten() -
         running = asyncio.create_task(proxy.chat(chat()))
         await upstream.asked.wait()
         waiting = asyncio.create_task(proxy.chat(chat()))
-        await _until(proxy, "governor_waiting_requests", 1)
+        await proxy.until("governor_waiting_requests", 1)
         waiting.cancel()
-        await _until(proxy, "governor_waiting_requests", 0)
+        await proxy.until("governor_waiting_requests", 0)
         running.cancel()
         await asyncio.gather(running, waiting, return_exceptions=True)
     assert len(upstream.received) == 1
@@ -193,9 +189,3 @@ async def test_a_storm_of_failures_leaves_nothing_in_memory() -> None:
         finally:
             tracemalloc.stop()
     assert left < 4_000_000
-
-
-async def _until(proxy: Proxied, metric: str, value: float) -> Any:
-    async with asyncio.timeout(10):
-        while proxy.metric(metric) != value:  # noqa: ASYNC110
-            await asyncio.sleep(0.01)
