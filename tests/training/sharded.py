@@ -57,9 +57,13 @@ def main() -> int:
             arguments += ["--use_cpu", "false", "--ddp_backend", "gloo"]
         else:
             shard_without_gpus()
+    import torch
+
     from governor_training.finetuning.online_command import run
 
-    return run(arguments)
+    code = run(arguments)
+    assert not torch.distributed.is_initialized(), "a process ends within its group, and may be aborted"
+    return code
 
 
 if __name__ == "__main__":

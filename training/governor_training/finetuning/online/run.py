@@ -241,6 +241,10 @@ def _finish(trainer: EntropyGRPOTrainer, out: Path) -> Mapping[str, Any]:
     }
     if trainer.args.should_save:
         (out / SUMMARY).write_text(json.dumps(summary, indent=2) + "\n", "utf-8")
+    # A process that ends while its group still stands is at times aborted by the threads of the backend, and
+    # its launcher then stops the one that is still writing.
+    trainer.accelerator.wait_for_everyone()
+    trainer.accelerator.end_training()
     if standing.stopped:
         told = f"the model in {out} is that of {standing.best}" if kept else "no checkpoint was above it"
         raise FloorBroken(f"{standing.stopped}; {told}; lower the learning rate, or raise beta")
