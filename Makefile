@@ -46,8 +46,8 @@ unit: setup prometheus ## Run the tests that need no engine
 e2e: setup ## Run the tests against a real vLLM with the bundled model (minutes)
 	$(BIN)/pytest tests/e2e $(ARGS)
 
-reference: setup ## Write the tables of docs/metrics.md from the code
-	@$(BIN)/python scripts/metrics_reference.py
+reference: setup ## Write the parts of the documentation that come from the code
+	@$(BIN)/python scripts/reference.py
 
 lock: setup ## Pin the dependencies again (arguments for uv in ARGS, e.g. ARGS=--upgrade)
 	@scripts/lock $(ARGS)

@@ -1,14 +1,7 @@
-"""Write the tables of docs/metrics.md from the code and from the rules; a test compares them.
-
-python scripts/metrics_reference.py            # writes
-python scripts/metrics_reference.py --check    # exits 1 if the file says something else
-"""
+"""The tables of docs/metrics.md, from the code and from the rules."""
 
 from __future__ import annotations
 
-import argparse
-import re
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,9 +13,9 @@ from prometheus_client.metrics import MetricWrapperBase
 from governor.decision import Reason
 from governor.pruning import StubReason
 from governor_server.metrics import LABELS, REFUSED, UPSTREAM_FAILURES, Metrics
+from scripts.pages import Page, table
 
 ROOT = Path(__file__).parents[1]
-PAGE = ROOT / "docs" / "metrics.md"
 RULES = ROOT / "monitoring" / "prometheus" / "rules.yaml"
 
 SUFFIX = {"counter": "_total"}
@@ -64,18 +57,18 @@ def rules() -> list[dict[str, Any]]:
 def tables() -> dict[str, str]:
     """The generated parts of the page, by the names of their markers."""
     return {
-        "metrics": _table(
+        "metrics": table(
             "metric | type | labels | what",
             (
                 (f"`{name}`", kind, ", ".join(f"`{label}`" for label in labels) or "-", text)
                 for name, kind, text, labels in metrics()
             ),
         ),
-        "labels": _table("label | values", ((f"`{name}`", text) for name, text in LABELS.items())),
-        "reasons": _table(
+        "labels": table("label | values", ((f"`{name}`", text) for name, text in LABELS.items())),
+        "reasons": table(
             "metric | values of `reason`", ((f"`{name}`", ", ".join(all)) for name, all in REASONS.items())
         ),
-        "recorded": _table(
+        "recorded": table(
             "series | expression",
             (
                 (f"`{rule['record']}`", f"`{' '.join(rule['expr'].split())}`")
@@ -87,27 +80,6 @@ def tables() -> dict[str, str]:
     }
 
 
-def written(page: str) -> str:
-    """`page` with its generated parts made anew."""
-    for name, text in tables().items():
-        block = f"<!-- {name} -->\n{text}\n<!-- /{name} -->"
-        # A backslash in the text is one.
-        pattern = rf"<!-- {name} -->.*?<!-- /{name} -->"
-        page, count = re.subn(pattern, block.replace("\\", r"\\"), page, flags=re.DOTALL)
-        if count != 1:
-            raise ValueError(
-                f"docs/metrics.md needs the marker <!-- {name} --> once, and has it {count} times"
-            )
-    return page
-
-
-def _table(head: str, rows: Iterator[tuple[str, ...]]) -> str:
-    columns = head.count("|") + 1
-    lines = [f"| {head} |", "|" + "---|" * columns]
-    lines += ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows]
-    return "\n".join(lines)
-
-
 def _alert(rule: dict[str, Any]) -> str:
     notes = rule["annotations"]
     held = f", for {rule['for']}" if "for" in rule else ""
@@ -117,25 +89,4 @@ def _alert(rule: dict[str, Any]) -> str:
     )
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument(
-        "--check", action="store_true", help="write nothing; exit 1 if something would change"
-    )
-    check = parser.parse_args().check
-    page = PAGE.read_text("utf-8")
-    fresh = written(page)
-    if fresh == page:
-        return 0
-    if check:
-        print(
-            "docs/metrics.md is not what the code says: run python scripts/metrics_reference.py",
-            file=sys.stderr,
-        )
-        return 1
-    PAGE.write_text(fresh, "utf-8")
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+PAGE = Page("metrics.md", tables)

@@ -255,10 +255,13 @@ def own_routes(app: GovernorApp) -> FastAPI:
 
     @routes.get("/healthz")
     async def healthz() -> Mapping[str, str]:
+        """Whether the process itself works: 200 as long as it can answer."""
         return {"status": "ok"}
 
     @routes.get("/readyz")
     async def readyz(response: Response) -> Mapping[str, str]:
+        """Whether requests should come: 200, or 503 while the proxy ends or where upstream does not answer
+        its health check within two seconds."""
         if app.draining:
             response.status_code = 503
             return {"status": "draining"}
@@ -268,16 +271,20 @@ def own_routes(app: GovernorApp) -> FastAPI:
 
     @routes.get("/metrics")
     async def metrics() -> Response:
+        """What the governor counts, in the text format of Prometheus."""
         await app.look_at_upstream()
         body, content_type = app.metrics.render()
         return Response(body, media_type=None, headers={"content-type": content_type})
 
     @routes.get("/governor/gates")
     async def gates() -> Mapping[str, Any]:
+        """Where the calibrated gate of each model stands, with a sentence; empty under another policy."""
         return app.gatekeeper.report() if app.gatekeeper else {}
 
     @routes.get("/governor/decisions")
     async def decisions(conversation: str = "", limit: int = 100) -> Mapping[str, Any]:
+        """The records of the newest `limit` calls, or of all calls of one `conversation`, oldest first: what
+        was measured, what was decided and why, and the score that feedback gave the conversation."""
         found = app.store.of_conversation(conversation) if conversation else app.store.recent(limit)
         keep_text = app.settings.store.keep_text
         return {

@@ -154,6 +154,10 @@ def feedback_routes(
 
     @routes.post(FEEDBACK)
     async def take(request: Request) -> Response:
+        """How a conversation ended: an object, or a list of up to 1,000, of `conversation` (its name, as
+        `x-governor-conversation` had it), either `passed` (true or false) or `score` (0 to 1), and if you
+        like `source` (who says so; the last word of each source counts, and the mean over sources) and
+        `comment`, which is not kept. Answers with what was stored, or 400."""
         try:
             given = parsed(await bounded_body(request))
             many = isinstance(given, list)
@@ -169,6 +173,8 @@ def feedback_routes(
     # Not a coroutine, so that a thread does it: all records are looked at.
     @routes.get(EFFECT)
     def compare() -> Mapping[str, Any]:
+        """The governed conversations against the holdout, in score, calls and tokens: means, differences with
+        95% intervals, and a sentence."""
         return measured(records.recent(len(records)), feedback.scores())
 
     return routes
