@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 export VENV ENGINE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup prometheus demo eval train-atlas serve test lint format unit e2e reference lock build clean
+.PHONY: help setup prometheus demo eval train-atlas serve test lint format unit e2e docs docs-serve reference lock build clean
 
 help: ## Show this text
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -45,6 +45,13 @@ unit: setup prometheus ## Run the tests that need no engine
 
 e2e: setup ## Run the tests against a real vLLM with the bundled model (minutes)
 	$(BIN)/pytest tests/e2e $(ARGS)
+
+docs: setup ## Build the documentation as a site into build/site; broken links are errors
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
+	@echo "open build/site/index.html"
+
+docs-serve: setup ## Show the documentation at http://127.0.0.1:8001 while you write it
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs serve --dev-addr 127.0.0.1:8001
 
 reference: setup ## Write the parts of the documentation that come from the code
 	@$(BIN)/python scripts/reference.py
