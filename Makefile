@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 export VENV ENGINE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup prometheus demo eval train-atlas serve test lint format unit e2e docs docs-serve reference lock build clean
+.PHONY: help setup prometheus clients demo eval train-atlas serve test lint format unit e2e docs docs-serve reference lock build clean
 
 help: ## Show this text
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -16,6 +16,9 @@ setup: ## Make .venv with everything in it (ENGINE=vllm on a GPU, PYTHON=... to 
 
 prometheus: setup ## Put Prometheus where the tests look for it, unless it is installed
 	@scripts/prometheus
+
+clients: setup ## Make an environment with the agent frameworks that the tests run (700 MB; in .venv/clients)
+	@scripts/clients
 
 demo: setup ## Run the demonstration: agent, proxy and a real vLLM (ARGS="..." go to `governor demo`)
 	@$(BIN)/governor demo $(ARGS)
@@ -43,7 +46,7 @@ unit: setup prometheus ## Run the tests that need no engine
 	$(BIN)/coverage run -m pytest tests --ignore=tests/e2e $(ARGS)
 	@$(BIN)/coverage report
 
-e2e: setup ## Run the tests against a real vLLM with the bundled model (minutes)
+e2e: setup clients ## Run the tests against a real vLLM with the bundled model (minutes)
 	$(BIN)/pytest tests/e2e $(ARGS)
 
 docs: setup ## Build the documentation as a site into build/site; broken links are errors
