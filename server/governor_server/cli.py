@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from governor_server import log_commands
 from governor_server.errors import ServerError, SettingsError
+from governor_server.report import command as report_command
 
 if TYPE_CHECKING:
     from governor_server.settings import Settings
@@ -78,7 +79,8 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
         end = arguments.index("--")
         own, engine_args = arguments[:end], arguments[end + 1 :]
     parser, problems = _parser(
-        with_plugins=arguments[:1] not in (["serve"], ["doctor"], ["key"], ["replay"], ["tune"], ["version"])
+        with_plugins=arguments[:1]
+        not in (["serve"], ["doctor"], ["key"], ["replay"], ["tune"], ["report"], ["version"])
     )
     try:
         parsed = parser.parse_args(own)
@@ -107,6 +109,7 @@ def _parser(with_plugins: bool) -> tuple[argparse.ArgumentParser, list[str]]:
     _add_doctor(subparsers)
     _add_key(subparsers)
     log_commands.add(subparsers)
+    report_command.add(subparsers)
     version = subparsers.add_parser("version", help="print the versions that matter in a bug report")
     version.set_defaults(run=_version)
     return parser, _add_plugins(subparsers) if with_plugins else []

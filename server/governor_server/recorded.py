@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 from urllib.parse import quote
 
@@ -37,22 +38,51 @@ class Log:
     def read(cls, path: Path) -> Log:
         """A store's SQLite file, also beside the proxy that writes it, JSON Lines of records, or what
         `GET /governor/decisions` answered. Raises `LogError`."""
-        try:
+        with _readable(path):
             with path.open("rb") as file:
                 is_store = file.read(len(SQLITE)) == SQLITE
             rows = list(_stored(path) if is_store else _saved(path))
-        except FileNotFoundError:
-            raise LogError(f"no such log: {path} (store.path of the settings says where it is)") from None
-        except OSError as error:
-            raise LogError(f"cannot read {path}: {error.strerror or error}") from None
-        except sqlite3.Error as error:
-            raise LogError(f"cannot read {path}: {error}") from None
         records = tuple(record for row in rows if (record := _record(row)) is not None)
         if not rows:
             raise LogError(f"{path} holds no records: let some traffic pass through the proxy first")
         if not records:
             raise LogError(f"{path} holds no records of calls: {len(rows)} rows are of another kind")
         return cls(path, records, len(rows) - len(records))
+
+
+def outcomes(path: Path) -> dict[str, float]:
+    """The scores that feedback gave conversations: the mean over the sources in a store's file, or what saved
+    decisions carry. Empty where there are none. Raises `LogError`."""
+    with _readable(path):
+        found: dict[str, list[float]] = {}
+        for row in _scored(path):
+            if isinstance(row, Mapping) and isinstance(row.get("score"), int | float):
+                found.setdefault(str(row.get("conversation")), []).append(float(row["score"]))
+    return {conversation: fmean(scores) for conversation, scores in found.items()}
+
+
+def _scored(path: Path) -> Iterable[Any]:
+    with path.open("rb") as file:
+        if file.read(len(SQLITE)) != SQLITE:
+            return list(_saved(path))
+    with closing(sqlite3.connect(_address(path), uri=True)) as connection:
+        tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_master")}
+        if "outcomes" not in tables:
+            return []
+        return [_parsed(body) for (body,) in connection.execute("SELECT body FROM outcomes").fetchall()]
+
+
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    """Tells a file that cannot be read in one line."""
+    try:
+        yield
+    except FileNotFoundError:
+        raise LogError(f"no such log: {path} (store.path of the settings says where it is)") from None
+    except OSError as error:
+        raise LogError(f"cannot read {path}: {error.strerror or error}") from None
+    except sqlite3.Error as error:
+        raise LogError(f"cannot read {path}: {error}") from None
 
 
 def _stored(path: Path) -> Iterator[Any]:

@@ -1,0 +1,1 @@
+"""`governor report`: one page for those who will never see a dashboard."""

@@ -1,0 +1,231 @@
+"""The report on a time range of the records that the proxy keeps."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+
+from governor.decision import Action
+from governor.hindsight import conversations, passed
+from governor.labels import Label
+from governor.outcomes import Conversation, Effect, effect
+from governor.records import CallRecord
+from governor.standing import Key, Standing, told
+from governor_server.gatekeeper import sentence
+from governor_server.report import charts
+from governor_server.report.document import Document, Fact, Picture, Table
+
+MOST_TOOLS = 10
+"""In charts; the table has them all together as one more."""
+OTHERS = "all other tools"
+MOST_COLUMNS = 40
+STEPS_S = (60, 300, 900, 3600, 6 * 3600, 24 * 3600, 7 * 24 * 3600)
+"""Lengths of a column of time that people count in."""
+
+
+@dataclass(frozen=True, slots=True)
+class Traffic:
+    """The conversations that began in a range of time, each with all of its calls: cutting one in two would
+    count the half that suits. Times in seconds since the epoch."""
+
+    talks: Sequence[Sequence[CallRecord]]
+    scores: Mapping[str, float]
+    since: float
+    until: float
+
+    @classmethod
+    def of(
+        cls, records: Sequence[CallRecord], scores: Mapping[str, float], since: float, until: float
+    ) -> Traffic:
+        talks = [talk for talk in conversations(records) if since <= talk[0].created <= until]
+        return cls(talks, scores, since, until)
+
+    @property
+    def calls(self) -> list[CallRecord]:
+        return [record for talk in self.talks for record in talk]
+
+    @property
+    def effect(self) -> Effect:
+        """Governed conversations against the holdout."""
+        return effect(Conversation.of(talk, self.scores.get(talk[0].conversation)) for talk in self.talks)
+
+    def by_tool(self) -> dict[str, list[CallRecord]]:
+        """The calls of the most used tools, and of all others together."""
+        counts = Counter(record.tool for record in self.calls)
+        most = {tool for tool, _ in counts.most_common(MOST_TOOLS)}
+        found: dict[str, list[CallRecord]] = {tool: [] for tool, _ in counts.most_common(MOST_TOOLS)}
+        for record in self.calls:
+            found.setdefault(record.tool if record.tool in most else OTHERS, []).append(record)
+        return found
+
+
+def document(
+    traffic: Traffic, standings: Mapping[Key, Standing] | None, progress: Callable[[str], None]
+) -> Document:
+    """The report of at least one conversation; `standings` are those of the gates, None where not known."""
+    compared = traffic.effect
+    calls = traffic.calls
+    return Document(
+        title="What the governor did",
+        about=f"{_day(traffic.since)} to {_day(traffic.until)}: {len(calls):,} tool calls in "
+        f"{len(traffic.talks):,} conversations that proposed one.",
+        headline=" ".join([_withheld(calls), compared.sentence(), *certificates(standings)[:1]]),
+        facts=facts(traffic, compared),
+        pictures=pictures(traffic, compared, progress),
+        tables=[tools(traffic)],
+        unknown=unknown(traffic, compared, standings),
+        made=f"Made by governor report. Intervals are of 95%. Scores: {compared.method}.",
+    )
+
+
+def withheld(records: Sequence[CallRecord]) -> int:
+    """How many calls did not reach the agent."""
+    return sum(not passed(record) for record in records)
+
+
+def would_withhold(records: Sequence[CallRecord]) -> int:
+    """How many passed though the policy speaks against them: observed, held out or explored."""
+    return sum(
+        passed(record) and record.decision.get("proposed", Action.PASS) != Action.PASS for record in records
+    )
+
+
+def _withheld(calls: Sequence[CallRecord]) -> str:
+    held, spared, many = withheld(calls), would_withhold(calls), len(calls)
+    if held:
+        return f"The governor withheld {held:,} of {many:,} tool calls ({held / many:.1%})."
+    return (
+        f"The governor only observed: nothing was withheld, and it would have withheld {spared:,} of "
+        f"{many:,} tool calls ({spared / many:.1%})."
+    )
+
+
+def certificates(standings: Mapping[Key, Standing] | None) -> list[str]:
+    """Where each gate stands, in a sentence."""
+    return [f"Gate of {told(key)}: {sentence(standing)}" for key, standing in (standings or {}).items()]
+
+
+def facts(traffic: Traffic, compared: Effect) -> list[Fact]:
+    calls = traffic.calls
+    labels = [record.label for record in calls if record.label is not None]
+    useless = sum(label is Label.LOW_VALUE for label in labels)
+    turns = {(r.conversation, r.step): sum(r.usage.values()) for r in calls}
+    found = [
+        Fact(f"{len(calls):,}", "calls proposed"),
+        Fact(f"{withheld(calls):,}", "withheld"),
+        Fact(f"{would_withhold(calls):,}", "passed against the policy: observed, held out, explored"),
+        Fact(f"{sum(bool(record.stub) for record in calls):,}", "results pruned"),
+        Fact(f"{sum(turns.values()):,}", "tokens of the governor's own requests"),
+    ]
+    if labels:
+        found.append(Fact(f"{useless:,} of {len(labels):,}", "labelled calls whose result was of low value"))
+    for name, arm in (("governed", compared.governed), ("held out", compared.holdout)):
+        if arm.score is not None:
+            found.append(Fact(f"{arm.score.value:.1%}", f"mean score, {name} ({arm.scored:,} scored)"))
+    return found
+
+
+def pictures(traffic: Traffic, compared: Effect, progress: Callable[[str], None]) -> list[Picture]:
+    tools = traffic.by_tool()
+    progress("drawing the calls over time")
+    times, columns = over_time(traffic.calls)
+    drawn = [charts.over_time("time", "Calls over time", times, columns, "calls")]
+    progress("drawing the tools")
+    held = [withheld(found) for found in tools.values()]
+    parts = {
+        "passed": [len(found) - many for found, many in zip(tools.values(), held, strict=True)],
+        "withheld": held,
+    }
+    drawn.append(charts.stacked("tools", "Calls by tool", list(tools), parts, "calls"))
+    labelled = {tool: [record.label for record in found if record.label] for tool, found in tools.items()}
+    labelled = {tool: labels for tool, labels in labelled.items() if labels}
+    if labelled:
+        progress("drawing the labels")
+        worth = {
+            label.value.replace("_", " "): [labels.count(label) for labels in labelled.values()]
+            for label in Label
+        }
+        drawn.append(charts.stacked("worth", "What results were worth", list(labelled), worth, "calls"))
+    changes = {
+        name: (scale * change.value, scale * change.low, scale * change.high)
+        for name, change, scale in (
+            ("score, points", compared.score, 100.0),
+            ("calls in 100 conversations", compared.calls, 100.0),
+        )
+        if change is not None and change.low is not None and change.high is not None
+    }
+    if changes:
+        progress("drawing the comparison")
+        drawn.append(
+            charts.intervals("holdout", "A governed conversation minus one held out", changes, "difference")
+        )
+    return drawn
+
+
+def over_time(calls: Sequence[CallRecord]) -> tuple[list[str], dict[str, list[float]]]:
+    """The first moments of columns of time, and the calls in each."""
+    first, last = (end(record.created for record in calls) for end in (min, max))
+    step = next((each for each in STEPS_S if (last - first) / each < MOST_COLUMNS), STEPS_S[-1])
+    many = int((last - first) // step) + 1
+    columns = {"passed": [0.0] * many, "withheld": [0.0] * many}
+    for record in calls:
+        columns["passed" if passed(record) else "withheld"][int((record.created - first) // step)] += 1
+    shape = "%d %b" if step >= 24 * 3600 else "%d %b %H:%M"
+    return [datetime.fromtimestamp(first + step * place).strftime(shape) for place in range(many)], columns
+
+
+def tools(traffic: Traffic) -> Table:
+    rows = []
+    for tool, found in traffic.by_tool().items():
+        labels = [record.label for record in found if record.label is not None]
+        useful = sum(label.changed for label in labels)
+        rows.append(
+            (
+                tool,
+                f"{len(found):,}",
+                f"{withheld(found):,}",
+                f"{would_withhold(found):,}",
+                f"{useful:,} of {len(labels):,}" if labels else "-",
+                f"{sum(bool(record.stub) for record in found):,}",
+            )
+        )
+    headings = ("tool", "calls", "withheld", "passed against the policy", "changed the answer", "pruned")
+    return Table("By tool", headings, rows)
+
+
+def unknown(traffic: Traffic, compared: Effect, standings: Mapping[Key, Standing] | None) -> list[str]:
+    """What the figures do not say."""
+    scored = sum(talk[0].conversation in traffic.scores for talk in traffic.talks)
+    oldest = min(record.created for record in traffic.calls)
+    lines = [
+        f"The oldest record in this range is of {_day(oldest)}: the store keeps so many calls and so long "
+        "(store.max_records, store.ttl_s), and what it forgot is not counted.",
+        "Conversations without a tool call have no record, and are not counted.",
+        "A call was of low value where the model's forced answer was the same before its result and "
+        "after it, and no surer. That is a sign and no proof, and only calls with both probes have it.",
+        "What a withheld call would have cost is not in the records: what governing saved is the difference "
+        "between the governed conversations and those held out.",
+    ]
+    if not scored:
+        lines.append(
+            "Nobody told how conversations ended (POST /governor/feedback): harm is not measured here."
+        )
+    elif scored < len(traffic.talks):
+        lines.append(
+            f"Of {len(traffic.talks):,} conversations {scored:,} have a score. Why the others have none is "
+            "not known; where the arms differ in that, ask it first."
+        )
+    if not compared.holdout.conversations:
+        lines.append("No conversation was held out (experiment.holdout): there is nothing to compare with.")
+    if not standings:
+        lines.append(
+            "No gate is known, and so no certificate: another policy decided, or none is fitted yet."
+        )
+    lines += certificates(standings)[1:]
+    return lines
+
+
+def _day(moment: float) -> str:
+    return datetime.fromtimestamp(moment).astimezone().strftime("%Y-%m-%d %H:%M %Z")
