@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 export VENV ENGINE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup prometheus clients demo eval train-atlas serve test lint format unit e2e docs docs-serve reference lock build clean
+.PHONY: help setup prometheus clients demo eval bench train-atlas serve test lint format unit e2e docs docs-serve reference lock build clean
 
 help: ## Show this text
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -28,6 +28,9 @@ eval: setup ## Compare all policies on held-out tasks, against the true value of
 
 train-atlas: setup ## Train the atlas models in every way, and compare them (a night on a CPU; ARGS="--help")
 	@$(BIN)/governor train study $(ARGS)
+
+bench: setup clients ## Measure what the proxy adds to a request, beside LiteLLM's (11 minutes, an idle machine; ARGS="--help")
+	@$(BIN)/python -m benchmarks.proxy $(ARGS)
 
 serve: setup ## Run the proxy (ARGS="--model ... " or ARGS="--upstream ...")
 	@$(BIN)/governor serve $(ARGS)

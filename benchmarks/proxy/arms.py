@@ -1,0 +1,97 @@
+"""What is compared: no proxy, the governor in both modes, and LiteLLM's proxy."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import yaml
+
+from benchmarks.proxy.processes import Running, free_port, running
+from benchmarks.proxy.recordings import MODEL, READ_ONLY
+
+DIRECT: Final = "direct"
+OBSERVING: Final = "observing"
+ENFORCING: Final = "enforcing"
+LITELLM: Final = "litellm"
+GOVERNED: Final = (OBSERVING, ENFORCING)
+
+VOCABULARY: Final = 151_936
+"""Of Qwen3: the bounds of the entropy depend on it, their cost does not."""
+LITELLM_KEY: Final = "sk-benchmark-0123456789abcdef"
+
+
+@dataclass(frozen=True, slots=True)
+class Arm:
+    """One way to the upstream. `program` is None where nothing stands in between."""
+
+    name: str
+    port: int
+    program: Running | None = None
+    key: str = "none"
+
+
+def settings(mode: str, store: Path) -> dict[str, Any]:
+    """The governor's configuration: the defaults, and the tools that may be governed."""
+    return {
+        "governance": {"mode": mode, "vocab_size": VOCABULARY},
+        "tools": {"read_only": list(READ_ONLY)},
+        "store": {"path": str(store)},
+    }
+
+
+@contextlib.contextmanager
+def governor(
+    name: str, configuration: Mapping[str, Any], upstream: int, at: Path, core: int
+) -> Iterator[Running]:
+    """`governor serve` in front of the server at the port `upstream`; its files are in the folder `at`."""
+    file = at / f"{name}.yaml"
+    file.write_text(yaml.safe_dump(dict(configuration)))
+    port = free_port()
+    command = [
+        *(sys.executable, "-m", "governor_server.cli", "serve", "--config", str(file)),
+        *("--upstream", f"http://127.0.0.1:{upstream}", "--port", str(port)),
+    ]
+    with running(name, command, port, at / f"{name}.log", core=core, ready="/readyz") as program:
+        yield program
+
+
+@contextlib.contextmanager
+def litellm(python: Path, upstream: int, at: Path, core: int) -> Iterator[Running]:
+    """LiteLLM's proxy, one worker that logs errors only; `python` is that of its environment."""
+    file = at / "litellm.yaml"
+    model = {
+        "model_name": MODEL,
+        "litellm_params": {
+            "model": f"openai/{MODEL}",
+            "api_base": f"http://127.0.0.1:{upstream}/v1",
+            "api_key": "none",
+        },
+    }
+    configuration = {
+        "model_list": [model],
+        "general_settings": {"master_key": LITELLM_KEY},
+        "litellm_settings": {"telemetry": False, "num_retries": 0},
+    }
+    file.write_text(yaml.safe_dump(configuration))
+    port = free_port()
+    command = [
+        *(str(python.parent / "litellm"), "--config", str(file), "--host", "127.0.0.1", "--port", str(port)),
+        *("--num_workers", "1"),
+    ]
+    environment = {
+        "LITELLM_LOG": "ERROR",
+        "LITELLM_LOCAL_MODEL_COST_MAP": "True",
+        "PYTHONPATH": "",
+        "PATH": f"{python.parent}:{os.environ.get('PATH', '')}",
+    }
+    log = at / "litellm.log"
+    with running(
+        LITELLM, command, port, log, core=core, ready="/health/liveliness", environment=environment
+    ) as program:
+        yield program

@@ -1,0 +1,107 @@
+"""A client that costs little itself: HTTP/1.1 over one kept connection, with the times of each answer."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, field
+from time import perf_counter
+from typing import Final, cast
+
+import httptools
+
+TIMEOUT_S: Final = 30.0
+
+
+@dataclass(slots=True)
+class Answer:
+    """`first_s` and `last_s` are when the body began and ended, in seconds after the request was written."""
+
+    status: int = 0
+    first_s: float = 0.0
+    last_s: float = 0.0
+    pieces: list[bytes] = field(default_factory=list)
+
+    @property
+    def body(self) -> bytes:
+        return b"".join(self.pieces)
+
+
+class Connection(asyncio.Protocol):
+    """One connection to a server. Raises `ConnectionError` from `ask` when it breaks off."""
+
+    def __init__(self) -> None:
+        self._answer = Answer()
+        self._done: asyncio.Future[Answer] | None = None
+        self._start = 0.0
+        self._parser = httptools.HttpResponseParser(self)
+        self._transport: asyncio.Transport | None = None
+        self._keeps = True
+
+    @classmethod
+    async def to(cls, host: str, port: int) -> Connection:
+        """A new connection."""
+        _, connection = await asyncio.get_running_loop().create_connection(cls, host, port)
+        return connection
+
+    async def ask(self, request: bytes, timeout_s: float = TIMEOUT_S) -> Answer:
+        """Send `request`, as it stands on the wire, and wait for the whole answer."""
+        assert self._transport is not None
+        if self._transport.is_closing():
+            raise ConnectionResetError("the connection is closed")
+        self._answer = Answer()
+        self._done = asyncio.get_running_loop().create_future()
+        self._start = perf_counter()
+        self._transport.write(request)
+        async with asyncio.timeout(timeout_s):
+            return await self._done
+
+    @property
+    def usable(self) -> bool:
+        """Whether another request can be sent on it."""
+        return self._keeps and self._transport is not None and not self._transport.is_closing()
+
+    def close(self) -> None:
+        if self._transport is not None:
+            self._transport.abort()
+
+    # From the transport
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)
+
+    def data_received(self, data: bytes) -> None:
+        try:
+            self._parser.feed_data(data)
+        except httptools.HttpParserError as error:
+            self._fail(ConnectionError(f"no HTTP: {error}"))
+            self.close()
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self._fail(ConnectionResetError("the server closed the connection"))
+
+    def _fail(self, error: Exception) -> None:
+        if self._done is not None and not self._done.done():
+            self._done.set_exception(error)
+
+    # From the parser
+
+    def on_body(self, body: bytes) -> None:
+        if not self._answer.first_s:
+            self._answer.first_s = perf_counter() - self._start
+        self._answer.pieces.append(body)
+
+    def on_message_complete(self) -> None:
+        self._answer.last_s = perf_counter() - self._start
+        self._answer.status = self._parser.get_status_code()
+        self._keeps = self._parser.should_keep_alive()
+        if self._done is not None and not self._done.done():
+            self._done.set_result(self._answer)
+
+
+def request(host: str, port: int, body: bytes, *, key: str = "none") -> bytes:
+    """A chat request as it stands on the wire, of the client with the API key `key`."""
+    head = (
+        f"POST /v1/chat/completions HTTP/1.1\r\nhost: {host}:{port}\r\ncontent-type: application/json\r\n"
+        f"authorization: Bearer {key}\r\ncontent-length: {len(body)}\r\n\r\n"
+    )
+    return head.encode() + body
