@@ -22,14 +22,24 @@ from typing import Final
 import uvloop
 from tqdm import tqdm
 
-from benchmarks.proxy import arms as all_arms
-from benchmarks.proxy.arms import DIRECT, ENFORCING, GOVERNED, LITELLM, Arm, governor, litellm, settings
-from benchmarks.proxy.cells import Cell, Marks, measure
+from benchmarks.proxy.arms import (
+    DIRECT,
+    ENFORCING,
+    GOVERNED,
+    LITELLM,
+    LITELLM_KEY,
+    Arm,
+    governor,
+    litellm,
+    settings,
+)
+from benchmarks.proxy.cells import Cell, marks_from, measure
 from benchmarks.proxy.machine import described
-from benchmarks.proxy.processes import ProcessFailed, free_port, running
+from benchmarks.proxy.processes import ProcessFailed, running
 from benchmarks.proxy.recordings import WORKLOADS, Workload
 from benchmarks.proxy.report import print_table, write_readme
 from benchmarks.proxy.summary import MB, Memory, Results
+from governor_server.engine import free_port
 
 ROOT: Final = Path(__file__).parents[2]
 CLIENTS: Final = ROOT / ".venv" / "clients" / "bin" / "python"
@@ -93,7 +103,7 @@ def started(arguments: argparse.Namespace, at: Path) -> Iterator[list[Arm]]:
     with contextlib.ExitStack() as stack:
         stack.callback(os.sched_setaffinity, 0, os.sched_getaffinity(0))
         os.sched_setaffinity(0, {clients})
-        port = free_port()
+        port = free_port("127.0.0.1", 0)
         command = [sys.executable, "-m", "benchmarks.proxy.upstream", "--port", str(port)]
         stack.enter_context(running("the upstream", command, port, at / "upstream.log", core=clients))
         arms = [Arm(DIRECT, port)]
@@ -103,7 +113,7 @@ def started(arguments: argparse.Namespace, at: Path) -> Iterator[list[Arm]]:
             arms.append(Arm(name, program.port, program))
         if (arguments.litellm.parent / "litellm").exists():
             program = stack.enter_context(litellm(arguments.litellm, port, at, proxies))
-            arms.append(Arm(LITELLM, program.port, program, all_arms.LITELLM_KEY))
+            arms.append(Arm(LITELLM, program.port, program, LITELLM_KEY))
         elif not arguments.quick:
             print(
                 f"no litellm beside {arguments.litellm}: that arm is left out (make clients)", file=sys.stderr
@@ -114,7 +124,7 @@ def started(arguments: argparse.Namespace, at: Path) -> Iterator[list[Arm]]:
 async def rounds(arms: Sequence[Arm], arguments: argparse.Namespace) -> Results:
     """Measure until the time is up."""
     order = random.Random(arguments.seed)
-    marks = iter(Marks(arguments.seed << 32))
+    marks = marks_from(arguments.seed << 32)
     results = Results()
     memory: dict[str, list[tuple[float, float]]] = {arm.name: [] for arm in arms if arm.program}
     cells = [(workload, clients) for workload in WORKLOADS for clients in arguments.clients]

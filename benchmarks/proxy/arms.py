@@ -12,8 +12,9 @@ from typing import Any, Final
 
 import yaml
 
-from benchmarks.proxy.processes import Running, free_port, running
+from benchmarks.proxy.processes import Running, running
 from benchmarks.proxy.recordings import MODEL, READ_ONLY
+from governor_server.engine import free_port
 
 DIRECT: Final = "direct"
 OBSERVING: Final = "observing"
@@ -52,7 +53,7 @@ def governor(
     """`governor serve` in front of the server at the port `upstream`; its files are in the folder `at`."""
     file = at / f"{name}.yaml"
     file.write_text(yaml.safe_dump(dict(configuration)))
-    port = free_port()
+    port = free_port("127.0.0.1", 0)
     command = [
         *(sys.executable, "-m", "governor_server.cli", "serve", "--config", str(file)),
         *("--upstream", f"http://127.0.0.1:{upstream}", "--port", str(port)),
@@ -79,7 +80,7 @@ def litellm(python: Path, upstream: int, at: Path, core: int) -> Iterator[Runnin
         "litellm_settings": {"telemetry": False, "num_retries": 0},
     }
     file.write_text(yaml.safe_dump(configuration))
-    port = free_port()
+    port = free_port("127.0.0.1", 0)
     command = [
         *(str(python.parent / "litellm"), "--config", str(file), "--host", "127.0.0.1", "--port", str(port)),
         *("--num_workers", "1"),

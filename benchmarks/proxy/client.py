@@ -35,7 +35,6 @@ class Connection(asyncio.Protocol):
         self._start = 0.0
         self._parser = httptools.HttpResponseParser(self)
         self._transport: asyncio.Transport | None = None
-        self._keeps = True
 
     @classmethod
     async def to(cls, host: str, port: int) -> Connection:
@@ -54,11 +53,6 @@ class Connection(asyncio.Protocol):
         self._transport.write(request)
         async with asyncio.timeout(timeout_s):
             return await self._done
-
-    @property
-    def usable(self) -> bool:
-        """Whether another request can be sent on it."""
-        return self._keeps and self._transport is not None and not self._transport.is_closing()
 
     def close(self) -> None:
         if self._transport is not None:
@@ -93,7 +87,6 @@ class Connection(asyncio.Protocol):
     def on_message_complete(self) -> None:
         self._answer.last_s = perf_counter() - self._start
         self._answer.status = self._parser.get_status_code()
-        self._keeps = self._parser.should_keep_alive()
         if self._done is not None and not self._done.done():
             self._done.set_result(self._answer)
 

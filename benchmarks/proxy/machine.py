@@ -12,6 +12,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
+from governor_training.machine import machine
+
 PACKAGES: Final = ("aiohttp", "httptools", "orjson", "uvicorn", "uvloop")
 
 
@@ -19,7 +21,7 @@ def described(arguments: argparse.Namespace) -> dict[str, Any]:
     """JSON-ready: date, machine, versions, and what was asked for."""
     return {
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
-        "cpu": _cpu(),
+        "cpu": machine()["processor"],
         "cpus": os.cpu_count(),
         "kernel": platform.release(),
         "python": platform.python_version(),
@@ -42,13 +44,6 @@ def machine_line(run: Mapping[str, Any]) -> str:
         f"{run['date']}, {run['cpus']} cores of {run['cpu']}, Linux {run['kernel']}, Python {run['python']}, "
         f"{versions}{other}; load average at the end {run['load'][0]}."
     )
-
-
-def _cpu() -> str:
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("model name"):
-            return line.partition(":")[2].strip()
-    return platform.machine()
 
 
 def _litellm(python: Path) -> str:

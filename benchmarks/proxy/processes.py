@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-import socket
 import subprocess
 import time
 import urllib.error
@@ -42,10 +41,6 @@ class Running:
         """Resident memory of the tree; shared pages count in each process."""
         return sum(_rss_bytes(pid) for pid in tree(self.process.pid))
 
-    def open_files(self) -> int:
-        """File descriptors of the tree."""
-        return sum(_open_files(pid) for pid in tree(self.process.pid))
-
     def get(self, path: str) -> bytes:
         """The body of a GET."""
         with urllib.request.urlopen(f"http://127.0.0.1:{self.port}{path}", timeout=10) as answer:
@@ -72,12 +67,6 @@ def _cpu_s(pid: int) -> float:
 def _rss_bytes(pid: int) -> int:
     with contextlib.suppress(OSError, IndexError):
         return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGESIZE")
-    return 0
-
-
-def _open_files(pid: int) -> int:
-    with contextlib.suppress(OSError):
-        return len(os.listdir(f"/proc/{pid}/fd"))
     return 0
 
 
@@ -129,9 +118,9 @@ def start(
     return Running(name, port, process, log)
 
 
-def wait_ready(program: Running, path: str = "/health", timeout_s: float = START_TIMEOUT_S) -> None:
+def wait_ready(program: Running, path: str) -> None:
     """Return when `path` answers with 200. Raises `ProcessFailed`."""
-    deadline = time.monotonic() + timeout_s
+    deadline = time.monotonic() + START_TIMEOUT_S
     while time.monotonic() < deadline:
         if program.process.poll() is not None:
             break
@@ -143,18 +132,11 @@ def wait_ready(program: Running, path: str = "/health", timeout_s: float = START
     raise ProcessFailed(f"{program.name} is not ready at port {program.port}:\n" + "\n".join(tail))
 
 
-def stop(program: Running, with_signal: signal.Signals = signal.SIGTERM) -> None:
+def stop(program: Running) -> None:
     """End the program and whatever it started."""
-    for number in (with_signal, signal.SIGKILL):
+    for number in (signal.SIGTERM, signal.SIGKILL):
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(program.process.pid, number)
         with contextlib.suppress(subprocess.TimeoutExpired):
             program.process.wait(STOP_TIMEOUT_S)
             return
-
-
-def free_port() -> int:
-    """A port that nobody listens at now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field
 from math import isfinite
 from typing import Any, Final
 
-from benchmarks.proxy.arms import DIRECT, ENFORCING, GOVERNED, LITELLM, OBSERVING
+from benchmarks.proxy.arms import DIRECT, GOVERNED, LITELLM
 from benchmarks.proxy.cells import Cell, quantile
 from benchmarks.proxy.recordings import RESPONSE, STREAM, WORKLOADS, events
 
@@ -142,17 +142,13 @@ class Results:
         least = self.concurrencies()[0]
         response = [self.figures(arm, RESPONSE.name, least) for arm in GOVERNED]
         stream = [self.figures(arm, STREAM.name, least) for arm in GOVERNED]
-        cpu = max(figures.cpu_ms_per_request.median for figures in response)
+        cpu = _worst(response, "cpu_ms_per_request")
         memory = [self.memory[arm] for arm in GOVERNED if arm in self.memory]
         found = [
             Target("added latency p50, one client (ms)", 1.0, _worst(response, "added_p50_ms")),
             Target("added latency p99, one client (ms)", 3.0, _worst(response, "added_p99_ms")),
             Target("CPU per response (ms)", 0.25, cpu),
-            Target(
-                "CPU per streamed chunk with 20 logprobs (µs)",
-                50.0,
-                max(figures.cpu_us_per_chunk.median for figures in stream),
-            ),
+            Target("CPU per streamed chunk with 20 logprobs (µs)", 50.0, _worst(stream, "cpu_us_per_chunk")),
             Target("memory at the end (MB)", 100.0, max(kept.rss_mb[-1] for kept in memory)),
             Target("growth of memory over the second half (MB)", 2.0, max(kept.growth_mb for kept in memory)),
         ]
@@ -202,6 +198,3 @@ def _find(round: Round, arm: str, workload: str, concurrency: int) -> Cell | Non
 
 def _worst(all_figures: Sequence[Figures], name: str) -> float:
     return max(float(getattr(figures, name).median) for figures in all_figures)
-
-
-__all__ = ["ENFORCING", "OBSERVING", "Figures", "Memory", "Results", "Round", "Spread", "Target"]

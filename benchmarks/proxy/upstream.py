@@ -5,7 +5,7 @@
 Streams come as from an engine: one event at a time, each in a write of its own, `--tokens-per-second` of them
 shared by the streams that run. A token of which upstream says nothing but its logprobs takes its time also
 where they were not asked for. An answer's ids are made of the request's field `user`, so that no two answers
-are the same and a client can tell whose it got. `GET /counts` says what was served.
+are the same and a client can tell whose it got.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import argparse
 import asyncio
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Final, cast
 
 import orjson
@@ -96,7 +96,6 @@ class Engine:
     answers: Answers
     token_s: float
     streaming: int = 0
-    counts: dict[str, int] = field(default_factory=lambda: dict.fromkeys(("requests", "events", "left"), 0))
 
     def answer(self, body: Mapping[str, Any]) -> Prepared | None:
         return self.answers.get((Kind.of(body), *asked(body)))
@@ -136,11 +135,9 @@ class Connection(asyncio.Protocol):
             self._timer.cancel()
             self._timer = None
             self._engine.streaming -= 1
-            self._engine.counts["left"] += 1
 
     def _asked(self, path: bytes, body: bytes) -> None:
         if path == b"/v1/chat/completions":
-            self._engine.counts["requests"] += 1
             request = orjson.loads(body)
             prepared = self._engine.answer(request)
             if prepared is None:
@@ -156,15 +153,12 @@ class Connection(asyncio.Protocol):
             self._next()
         elif path == b"/tokenize":
             self._transport.write(_answer(200, orjson.dumps(CALL_START)))
-        elif path == b"/counts":
-            self._transport.write(_answer(200, orjson.dumps(self._engine.counts)))
         else:
             self._transport.write(_answer(200, b"{}"))
 
     def _next(self) -> None:
         if chunk := self._chunks[self._place]:
             self._transport.write(chunk)
-            self._engine.counts["events"] += 1
         self._place += 1
         if self._place == len(self._chunks):
             self._timer = None

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import math
-import socket
 import sys
 import time
 from collections.abc import AsyncIterator
@@ -21,6 +20,7 @@ import yaml
 from governor.calls import schemas_of
 from governor.gate import ToolWeights
 from governor.standing import Standing, kept
+from governor_server.engine import free_port
 from scripts import metrics_reference
 from tests.governor.test_calibrated import GATE
 from tests.monitoring.binaries import binary
@@ -40,12 +40,6 @@ VARIABLES = {
 }
 
 pytestmark = pytest.mark.timeout(2 * DEADLINE_S)
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as bound:
-        port: int = bound.getsockname()[1]
-        return port
 
 
 def _read(log: Path) -> str:
@@ -152,7 +146,7 @@ async def test_no_panel_stays_empty(tmp_path: Path) -> None:
     player = Player()
     server = await asyncio.start_server(player.serve, "127.0.0.1", 0)
     upstream = f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
-    ours, theirs = free_port(), free_port()
+    ours, theirs = (free_port("127.0.0.1", 0) for _ in range(2))
     governor_log, prometheus_log = tmp_path / "governor.log", tmp_path / "prometheus.log"
     settings = governor_settings(tmp_path, f"http://{upstream}", ours)
     scraping = prometheus_settings(tmp_path, {"governor": f"127.0.0.1:{ours}", "vllm": upstream})

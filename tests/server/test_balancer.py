@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import socket
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import AbstractAsyncContextManager
@@ -11,6 +10,7 @@ from contextlib import AbstractAsyncContextManager
 import pytest
 
 from governor_server.balancer import Balancer, Member, Replica, UpstreamSettings
+from governor_server.engine import free_port
 from governor_server.upstream import Upstream
 from tests.server.bodies import answer
 from tests.server.scripted_upstream import HANG, Answer, Proxied, ScriptedUpstream, proxied, scripted
@@ -77,7 +77,7 @@ async def test_what_belongs_to_no_conversation_goes_where_least_is_running() -> 
 
 async def test_a_server_that_is_not_there_is_passed_over() -> None:
     """Its conversations go to the next one, which is told by a metric; nobody reads an error."""
-    dead = f"http://127.0.0.1:{_free_port()}"
+    dead = f"http://127.0.0.1:{free_port('127.0.0.1', 0)}"
     async with scripted(*[PLAIN] * 20) as one, pair(one, dead) as proxy:
         statuses = [(await proxy.chat(chat(), x_governor_conversation=str(talk)))[0] for talk in range(12)]
         assert proxy.metric("governor_upstream_up", upstream=dead) == 0
@@ -87,11 +87,14 @@ async def test_a_server_that_is_not_there_is_passed_over() -> None:
 
 async def test_a_server_that_comes_back_is_found() -> None:
     """By its health check, and without a request that had to fail first."""
-    port = _free_port()
+    port = free_port("127.0.0.1", 0)
     heard: asyncio.Queue[bool] = asyncio.Queue()
     upstream = ScriptedUpstream()
     balancer = Balancer(
-        [Member(Upstream(f"http://127.0.0.1:{port}")), Member(Upstream(f"http://127.0.0.1:{_free_port()}"))],
+        [
+            Member(Upstream(f"http://127.0.0.1:{port}")),
+            Member(Upstream(f"http://127.0.0.1:{free_port('127.0.0.1', 0)}")),
+        ],
         health_interval_s=0.05,
         on_health=lambda url, healthy: heard.put_nowait(healthy) if url.endswith(f":{port}") else None,
     )
@@ -115,9 +118,3 @@ def test_the_same_server_twice_is_no_second_server() -> None:
 def pair(one: ScriptedUpstream, other: ScriptedUpstream | str) -> AbstractAsyncContextManager[Proxied]:
     url = other if isinstance(other, str) else other.url
     return proxied(one, upstream={"replicas": [{"url": url}], "health_interval_s": 0.2})
-
-
-def _free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as bound:
-        port: int = bound.getsockname()[1]
-        return port

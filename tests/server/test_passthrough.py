@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 import gzip
 import json
-import socket
 from typing import Any
 
 import aiohttp
 import pytest
 from yarl import URL
 
+from governor_server.engine import free_port
 from tests.server.scripted_upstream import (
     ABORT,
     EVENTS,
@@ -259,7 +259,7 @@ async def test_advice_to_come_back_later_arrives() -> None:
 
 async def test_an_upstream_that_is_not_there_is_named() -> None:
     """In an error of the shape that clients read, for governed requests and others."""
-    url = f"http://127.0.0.1:{_free_port()}"
+    url = f"http://127.0.0.1:{free_port('127.0.0.1', 0)}"
     async with proxied(url) as proxy:
         for status, body in [(await proxy.chat(chat()))[::2], await _get(proxy, "/v1/models")]:
             error = json.loads(body)["error"]
@@ -338,9 +338,3 @@ async def test_websockets_are_refused() -> None:
 async def _get(proxy: Proxied, path: str) -> tuple[int, bytes]:
     async with proxy.client.get(path) as response:
         return response.status, await response.read()
-
-
-def _free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as bound:
-        port: int = bound.getsockname()[1]
-        return port
