@@ -78,10 +78,7 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     if arguments[:1] == ["serve"] and "--" in arguments:
         end = arguments.index("--")
         own, engine_args = arguments[:end], arguments[end + 1 :]
-    parser, problems = _parser(
-        with_plugins=arguments[:1]
-        not in (["serve"], ["doctor"], ["key"], ["replay"], ["tune"], ["report"], ["version"])
-    )
+    parser, problems = _parser(arguments[:1])
     try:
         parsed = parser.parse_args(own)
     except SettingsError as error:
@@ -91,8 +88,9 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     return parsed
 
 
-def _parser(with_plugins: bool) -> tuple[argparse.ArgumentParser, list[str]]:
-    """The parser, and why commands of other packages are missing from it."""
+def _parser(command: list[str]) -> tuple[argparse.ArgumentParser, list[str]]:
+    """The parser, and why commands of other packages are missing from it. Those packages take seconds to
+    import, and are left out where the command is one of ours."""
     parser = Parser(
         prog="governor",
         description="Withholds tool calls that would not tell the model anything.",
@@ -112,7 +110,8 @@ def _parser(with_plugins: bool) -> tuple[argparse.ArgumentParser, list[str]]:
     report_command.add(subparsers)
     version = subparsers.add_parser("version", help="print the versions that matter in a bug report")
     version.set_defaults(run=_version)
-    return parser, _add_plugins(subparsers) if with_plugins else []
+    ours = bool(command) and command[0] in subparsers.choices
+    return parser, [] if ours else _add_plugins(subparsers)
 
 
 def _add_serve(subparsers: Any) -> None:
