@@ -17,7 +17,6 @@ from governor.records import CallRecord
 from governor_server.errors import ServerError
 
 SQLITE = b"SQLite format 3\0"
-SELECT = "SELECT body FROM records ORDER BY created, rowid"
 
 
 class LogError(ServerError):
@@ -39,9 +38,7 @@ class Log:
         """A store's SQLite file, also beside the proxy that writes it, JSON Lines of records, or what
         `GET /governor/decisions` answered. Raises `LogError`."""
         with _readable(path):
-            with path.open("rb") as file:
-                is_store = file.read(len(SQLITE)) == SQLITE
-            rows = list(_stored(path) if is_store else _saved(path))
+            rows = list(_stored(path, "records") if _is_store(path) else _saved(path))
         records = tuple(record for row in rows if (record := _record(row)) is not None)
         if not rows:
             raise LogError(f"{path} holds no records: let some traffic pass through the proxy first")
@@ -55,21 +52,10 @@ def outcomes(path: Path) -> dict[str, float]:
     decisions carry. Empty where there are none. Raises `LogError`."""
     with _readable(path):
         found: dict[str, list[float]] = {}
-        for row in _scored(path):
+        for row in _stored(path, "outcomes", required=False) if _is_store(path) else _saved(path):
             if isinstance(row, Mapping) and isinstance(row.get("score"), int | float):
                 found.setdefault(str(row.get("conversation")), []).append(float(row["score"]))
     return {conversation: fmean(scores) for conversation, scores in found.items()}
-
-
-def _scored(path: Path) -> Iterable[Any]:
-    with path.open("rb") as file:
-        if file.read(len(SQLITE)) != SQLITE:
-            return list(_saved(path))
-    with closing(sqlite3.connect(_address(path), uri=True)) as connection:
-        tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_master")}
-        if "outcomes" not in tables:
-            return []
-        return [_parsed(body) for (body,) in connection.execute("SELECT body FROM outcomes").fetchall()]
 
 
 @contextmanager
@@ -85,13 +71,20 @@ def _readable(path: Path) -> Iterator[None]:
         raise LogError(f"cannot read {path}: {error}") from None
 
 
-def _stored(path: Path) -> Iterator[Any]:
+def _is_store(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(len(SQLITE)) == SQLITE
+
+
+def _stored(path: Path, table: str, *, required: bool = True) -> Iterator[Any]:
+    """The rows of one of the store's tables, in the order in which they were made."""
     with closing(sqlite3.connect(_address(path), uri=True)) as connection:
         tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_master")}
-        if "records" not in tables:
+        if table in tables:
+            for (body,) in connection.execute(f"SELECT body FROM {table} ORDER BY created, rowid").fetchall():
+                yield _parsed(body)
+        elif required:
             raise LogError(f"{path} is a database, but no store of the governor")
-        for (body,) in connection.execute(SELECT).fetchall():
-            yield _parsed(body)
 
 
 def _address(path: Path) -> str:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from io import BytesIO
 from typing import Any
 
@@ -22,68 +21,73 @@ Interval = tuple[float, float, float]
 """Value, lower and upper end."""
 
 
-@contextmanager
-def _canvas(name: str, title: str, said: str, drawn: list[Picture]) -> Iterator[Any]:
-    """An axis to draw on; what is on it at the end is added to `drawn`."""
+def _picture(name: str, title: str, said: str, draw: Callable[[Any], None]) -> Picture:
+    """What `draw` puts on an axis."""
     with matplotlib.rc_context({"text.parse_math": False, "svg.hashsalt": "report", "font.size": 10}):
         figure = Figure(figsize=SIZE, layout="constrained")
         axis = figure.add_subplot()
         axis.spines[["top", "right"]].set_visible(False)
-        yield axis
+        draw(axis)
         svg, png = BytesIO(), BytesIO()
         figure.savefig(svg, format="svg", metadata={"Date": None})
         figure.savefig(png, format="png", dpi=DPI)
-    drawn.append(Picture(name, title, said, svg.getvalue(), png.getvalue()))
+    return Picture(name, title, said, svg.getvalue(), png.getvalue())
+
+
+def _piled(bar: Callable[..., Any], base: str, parts: Mapping[str, Sequence[float]]) -> None:
+    """Bars made of the parts, each of which begins where the one before it ends; `base` is what `bar` calls
+    that end."""
+    ends = [0.0] * len(next(iter(parts.values())))
+    for (part, values), colour in zip(parts.items(), COLOURS, strict=False):
+        bar(range(len(values)), values, **{base: ends}, label=part, color=colour)
+        ends = [before + value for before, value in zip(ends, values, strict=True)]
+
+
+def _parts_named(axis: Any) -> None:
+    axis.legend(frameon=False, fontsize=8, ncols=4, loc="lower left", bbox_to_anchor=(0, 1))
 
 
 def stacked(
     name: str, title: str, names: Sequence[str], parts: Mapping[str, Sequence[float]], unit: str
 ) -> Picture:
     """A bar for each name, the first on top, made of the parts."""
-    said = "; ".join(
-        f"{each}: " + ", ".join(f"{part} {values[place]:,.4g}" for part, values in parts.items())
-        for place, each in enumerate(names)
-    )
-    drawn: list[Picture] = []
-    with _canvas(name, title, said, drawn) as axis:
-        left = [0.0] * len(names)
-        for (part, values), colour in zip(parts.items(), COLOURS, strict=False):
-            axis.barh(range(len(names)), values, left=left, label=part, color=colour)
-            left = [before + value for before, value in zip(left, values, strict=True)]
+
+    def draw(axis: Any) -> None:
+        _piled(axis.barh, "left", parts)
         axis.set_yticks(range(len(names)), [_short(each) for each in names])
         axis.invert_yaxis()
         axis.set_xlabel(unit)
         axis.grid(axis="x", alpha=0.25)
-        axis.legend(frameon=False, fontsize=8, ncols=4, loc="lower left", bbox_to_anchor=(0, 1))
-    return drawn[0]
+        _parts_named(axis)
+
+    said = "; ".join(
+        f"{each}: " + ", ".join(f"{part} {values[place]:,.4g}" for part, values in parts.items())
+        for place, each in enumerate(names)
+    )
+    return _picture(name, title, said, draw)
 
 
 def over_time(
     name: str, title: str, times: Sequence[str], parts: Mapping[str, Sequence[float]], unit: str
 ) -> Picture:
     """A column for each stretch of time, made of the parts."""
-    totals = ", ".join(f"{part} {sum(values):,.4g}" for part, values in parts.items())
-    drawn: list[Picture] = []
-    with _canvas(name, title, f"From {times[0]} to {times[-1]}: {totals}", drawn) as axis:
-        below = [0.0] * len(times)
-        for (part, values), colour in zip(parts.items(), COLOURS, strict=False):
-            axis.bar(range(len(times)), values, bottom=below, label=part, color=colour)
-            below = [before + value for before, value in zip(below, values, strict=True)]
+
+    def draw(axis: Any) -> None:
+        _piled(axis.bar, "bottom", parts)
         shown = range(0, len(times), max(1, len(times) // 6))
         axis.set_xticks(shown, [times[place] for place in shown], fontsize=8)
         axis.set_ylabel(unit)
         axis.grid(axis="y", alpha=0.25)
-        axis.legend(frameon=False, fontsize=8, ncols=4, loc="lower left", bbox_to_anchor=(0, 1))
-    return drawn[0]
+        _parts_named(axis)
+
+    totals = ", ".join(f"{part} {sum(values):,.4g}" for part, values in parts.items())
+    return _picture(name, title, f"From {times[0]} to {times[-1]}: {totals}", draw)
 
 
 def intervals(name: str, title: str, values: Mapping[str, Interval], unit: str) -> Picture:
     """A point with its interval for each name, and a line at zero."""
-    said = "; ".join(
-        f"{each}: {v:+,.4g} [{low:+,.4g}, {high:+,.4g}]" for each, (v, low, high) in values.items()
-    )
-    drawn: list[Picture] = []
-    with _canvas(name, title, said, drawn) as axis:
+
+    def draw(axis: Any) -> None:
         axis.axvline(0, color="#20243a", linewidth=0.8)
         for place, (value, low, high) in enumerate(values.values()):
             bars = [[max(0.0, value - low)], [max(0.0, high - value)]]
@@ -93,7 +97,11 @@ def intervals(name: str, title: str, values: Mapping[str, Interval], unit: str) 
         axis.invert_yaxis()
         axis.set_xlabel(unit)
         axis.grid(axis="x", alpha=0.25)
-    return drawn[0]
+
+    said = "; ".join(
+        f"{each}: {v:+,.4g} [{low:+,.4g}, {high:+,.4g}]" for each, (v, low, high) in values.items()
+    )
+    return _picture(name, title, said, draw)
 
 
 def lines(
@@ -103,12 +111,8 @@ def lines(
     labels: tuple[str, str],
 ) -> Picture:
     """A line with its points for each family; one of a single point is a star."""
-    drawn: list[Picture] = []
-    said = "; ".join(
-        f"{family}: " + ", ".join(f"({x:.4g}, {y:.4g})" for x, y in points)
-        for family, points in families.items()
-    )
-    with _canvas(name, title, said, drawn) as axis:
+
+    def draw(axis: Any) -> None:
         for (family, points), colour in zip(families.items(), COLOURS, strict=False):
             marker, size = ("*", 13) if len(points) == 1 else ("o", 4)
             axis.plot(*zip(*points, strict=True), marker=marker, markersize=size, label=family, color=colour)
@@ -116,7 +120,12 @@ def lines(
         axis.set_ylabel(labels[1])
         axis.grid(alpha=0.25)
         axis.legend(frameon=False, fontsize=8, loc="lower right")
-    return drawn[0]
+
+    said = "; ".join(
+        f"{family}: " + ", ".join(f"({x:.4g}, {y:.4g})" for x, y in points)
+        for family, points in families.items()
+    )
+    return _picture(name, title, said, draw)
 
 
 def _short(name: str) -> str:

@@ -124,7 +124,7 @@ def pictures(
     ]
     progress("drawing the changes")
     changes = {
-        name: tuple(100 * row["difference"][end] for end in ("value", "low", "high"))
+        name: hundredths(row["difference"])
         for name, row in zip(names, shown, strict=True)
         if row["policy"] != UNGOVERNED
     }
@@ -209,7 +209,12 @@ def made(settings: Row) -> str:
     )
 
 
+def hundredths(interval: Mapping[str, float]) -> charts.Interval:
+    """A difference of shares in points of a hundred, and the ends of its interval."""
+    return 100 * interval["value"], 100 * interval["low"], 100 * interval["high"]
+
+
 def points(interval: Mapping[str, float]) -> str:
-    """A difference of shares in points of a hundred, with its interval."""
-    value, low, high = (100 * interval[end] for end in ("value", "low", "high"))
+    """The same in words."""
+    value, low, high = hundredths(interval)
     return f"{value:+.1f} [{low:+.1f}, {high:+.1f}]"

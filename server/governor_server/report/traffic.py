@@ -53,10 +53,10 @@ class Traffic:
 
     def by_tool(self) -> dict[str, list[CallRecord]]:
         """The calls of the most used tools, and of all others together."""
-        counts = Counter(record.tool for record in self.calls)
-        most = {tool for tool, _ in counts.most_common(MOST_TOOLS)}
-        found: dict[str, list[CallRecord]] = {tool: [] for tool, _ in counts.most_common(MOST_TOOLS)}
-        for record in self.calls:
+        calls = self.calls
+        most = [tool for tool, _ in Counter(record.tool for record in calls).most_common(MOST_TOOLS)]
+        found: dict[str, list[CallRecord]] = {tool: [] for tool in most}
+        for record in calls:
             found.setdefault(record.tool if record.tool in most else OTHERS, []).append(record)
         return found
 
@@ -149,10 +149,10 @@ def pictures(traffic: Traffic, compared: Effect, progress: Callable[[str], None]
         }
         drawn.append(charts.stacked("worth", "What results were worth", list(labelled), worth, "calls"))
     changes = {
-        name: (scale * change.value, scale * change.low, scale * change.high)
-        for name, change, scale in (
-            ("score, points", compared.score, 100.0),
-            ("calls in 100 conversations", compared.calls, 100.0),
+        name: (100 * change.value, 100 * change.low, 100 * change.high)
+        for name, change in (
+            ("score, points", compared.score),
+            ("calls in 100 conversations", compared.calls),
         )
         if change is not None and change.low is not None and change.high is not None
     }
