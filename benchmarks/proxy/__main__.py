@@ -1,8 +1,8 @@
 """How much the proxy adds to a request: latency, CPU and memory, with the same upstream and clients.
 
-Rounds of short cells, the arms of each round one after the other in a random order: direct, the governor
-observing and enforcing, and LiteLLM's proxy. The proxies run on one core, the upstream and the clients on
-another.
+Rounds of short cells, the arms of each round one after the other in a random order: direct, a bare relay, the
+governor passing requests on, measuring, observing and enforcing, and LiteLLM's proxy. The proxies run on one
+core, the upstream and the clients on another.
 """
 
 from __future__ import annotations
@@ -24,13 +24,15 @@ from tqdm import tqdm
 
 from benchmarks.proxy.arms import (
     DIRECT,
-    ENFORCING,
-    GOVERNED,
+    FLOOR,
     LITELLM,
     LITELLM_KEY,
+    OURS,
+    PASSING,
     Arm,
     governor,
     litellm,
+    relay,
     settings,
 )
 from benchmarks.proxy.cells import Cell, marks_from, measure
@@ -107,10 +109,13 @@ def started(arguments: argparse.Namespace, at: Path) -> Iterator[list[Arm]]:
         command = [sys.executable, "-m", "benchmarks.proxy.upstream", "--port", str(port)]
         stack.enter_context(running("the upstream", command, port, at / "upstream.log", core=clients))
         arms = [Arm(DIRECT, port)]
-        for name in GOVERNED:
-            configuration = settings("enforce" if name == ENFORCING else "observe", at / f"{name}.db")
+        program = stack.enter_context(relay(port, at, proxies))
+        arms.append(Arm(FLOOR, program.port, program))
+        for name in OURS:
+            configuration = settings(name, at / f"{name}.db")
             program = stack.enter_context(governor(name, configuration, port, at, proxies))
-            arms.append(Arm(name, program.port, program))
+            headers = {"x-governor": "off"} if name == PASSING else {}
+            arms.append(Arm(name, program.port, program, headers=headers))
         if (arguments.litellm.parent / "litellm").exists():
             program = stack.enter_context(litellm(arguments.litellm, port, at, proxies))
             arms.append(Arm(LITELLM, program.port, program, LITELLM_KEY))

@@ -1,4 +1,5 @@
-"""What is compared: no proxy, the governor in both modes, and LiteLLM's proxy."""
+"""What is compared: no proxy, a bare relay, the governor in all that it may be told to do, and LiteLLM's
+proxy."""
 
 from __future__ import annotations
 
@@ -6,7 +7,7 @@ import contextlib
 import os
 import sys
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
@@ -17,10 +18,20 @@ from benchmarks.proxy.recordings import MODEL, READ_ONLY
 from governor_server.engine import free_port
 
 DIRECT: Final = "direct"
+FLOOR: Final = "relay"
+"""Copies bytes: what any proxy costs on this machine."""
+PASSING: Final = "passing"
+"""The governor, told by each request to leave it alone."""
+MEASURING: Final = "measuring"
+"""Observing without requests of its own."""
 OBSERVING: Final = "observing"
 ENFORCING: Final = "enforcing"
 LITELLM: Final = "litellm"
 GOVERNED: Final = (OBSERVING, ENFORCING)
+"""The modes as they come: what is promised holds for them."""
+OURS: Final = (PASSING, MEASURING, *GOVERNED)
+ARMS: Final = (DIRECT, FLOOR, *OURS, LITELLM)
+"""In the order in which they are compared."""
 
 VOCABULARY: Final = 151_936
 """Of Qwen3: the bounds of the entropy depend on it, their cost does not."""
@@ -29,21 +40,37 @@ LITELLM_KEY: Final = "sk-benchmark-0123456789abcdef"
 
 @dataclass(frozen=True, slots=True)
 class Arm:
-    """One way to the upstream. `program` is None where nothing stands in between."""
+    """One way to the upstream. `program` is None where nothing stands in between; `headers` are those that
+    its clients send besides."""
 
     name: str
     port: int
     program: Running | None = None
     key: str = "none"
+    headers: Mapping[str, str] = field(default_factory=dict)
 
 
-def settings(mode: str, store: Path) -> dict[str, Any]:
+def settings(arm: str, store: Path) -> dict[str, Any]:
     """The governor's configuration: the defaults, and the tools that may be governed."""
+    mode = "enforce" if arm == ENFORCING else "observe"
     return {
         "governance": {"mode": mode, "vocab_size": VOCABULARY},
+        "observe": {"probe": arm != MEASURING},
         "tools": {"read_only": list(READ_ONLY)},
         "store": {"path": str(store)},
     }
+
+
+@contextlib.contextmanager
+def relay(upstream: int, at: Path, core: int) -> Iterator[Running]:
+    """The bare relay in front of the server at the port `upstream`."""
+    port = free_port("127.0.0.1", 0)
+    command = [
+        *(sys.executable, "-m", "benchmarks.proxy.relay"),
+        *("--upstream", str(upstream), "--port", str(port)),
+    ]
+    with running(FLOOR, command, port, at / f"{FLOOR}.log", core=core) as program:
+        yield program
 
 
 @contextlib.contextmanager

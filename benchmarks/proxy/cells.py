@@ -38,6 +38,11 @@ class Cell:
     def requests(self) -> int:
         return len(self.last_s)
 
+    @property
+    def cpu_s_per_request(self) -> float:
+        """NaN of none."""
+        return self.cpu_s / self.requests if self.requests else float("nan")
+
 
 def quantile(values: Sequence[float], share: float) -> float:
     """The least value that `share` of them do not exceed; NaN of none."""
@@ -55,7 +60,7 @@ class Asker:
 
     def __init__(self, arm: Arm, workload: Workload) -> None:
         body = json.dumps({**workload.request, "user": MARK.decode()}).encode()
-        self._template = request("127.0.0.1", arm.port, body, key=arm.key)
+        self._template = request("127.0.0.1", arm.port, body, key=arm.key, headers=arm.headers)
 
     def request(self, mark: bytes) -> bytes:
         """As it stands on the wire; its answer bears `mark`."""

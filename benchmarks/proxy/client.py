@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from time import perf_counter
 from typing import Final, cast
@@ -91,10 +92,13 @@ class Connection(asyncio.Protocol):
             self._done.set_result(self._answer)
 
 
-def request(host: str, port: int, body: bytes, *, key: str = "none") -> bytes:
-    """A chat request as it stands on the wire, of the client with the API key `key`."""
+def request(
+    host: str, port: int, body: bytes, *, key: str = "none", headers: Mapping[str, str] | None = None
+) -> bytes:
+    """A chat request as it stands on the wire, of the client with the API key `key`; with `headers` more."""
+    more = "".join(f"{name}: {value}\r\n" for name, value in (headers or {}).items())
     head = (
         f"POST /v1/chat/completions HTTP/1.1\r\nhost: {host}:{port}\r\ncontent-type: application/json\r\n"
-        f"authorization: Bearer {key}\r\ncontent-length: {len(body)}\r\n\r\n"
+        f"authorization: Bearer {key}\r\ncontent-length: {len(body)}\r\n{more}\r\n"
     )
     return head.encode() + body

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from benchmarks.proxy.arms import DIRECT, ENFORCING, LITELLM, OBSERVING
+from benchmarks.proxy.arms import DIRECT, ENFORCING, FLOOR, LITELLM, MEASURING, OBSERVING, OURS, PASSING
 from benchmarks.proxy.machine import machine_line
 from benchmarks.proxy.recordings import CALL, RESPONSE, STREAM, WORKLOADS
 from benchmarks.proxy.summary import CHUNKS
@@ -14,7 +14,15 @@ from benchmarks.proxy.summary import CHUNKS
 BEGIN: Final = "<!-- bench: written by `make bench` -->"
 END: Final = "<!-- bench: end -->"
 PICTURE: Final = "proxy.png"
-COLOURS: Final = {DIRECT: "0.5", OBSERVING: "tab:blue", ENFORCING: "tab:green", LITELLM: "tab:red"}
+COLOURS: Final = {
+    DIRECT: "0.5",
+    FLOOR: "0.3",
+    PASSING: "tab:cyan",
+    MEASURING: "tab:purple",
+    OBSERVING: "tab:blue",
+    ENFORCING: "tab:green",
+    LITELLM: "tab:red",
+}
 TITLES: Final = {
     RESPONSE.name: "A whole response",
     STREAM.name: f"A stream of {CHUNKS[STREAM.name]} events, {STREAM.measured_chunks} with 20 logprobs",
@@ -39,6 +47,10 @@ def tables(summary: Summary) -> Iterator[str]:
         sign = "≥" if target["least"] else "≤"
         met = "met" if target["met"] else "**missed**"
         yield f"| {target['name']} | {sign} {target['limit']:g} | {target['measured']:.2f} | {met} |"
+    yield ""
+    yield "**Where a request's CPU goes (ms), with one client**"
+    yield ""
+    yield from _shares(summary)
     for workload in WORKLOADS:
         yield ""
         yield f"**{TITLES[workload.name]}**"
@@ -54,12 +66,26 @@ def tables(summary: Summary) -> Iterator[str]:
         yield f"| {arm} | {first:.1f} | {last:.1f} | {kept['minutes'][-1]:.1f} | {kept['growth_mb']:+.1f} |"
 
 
+def _shares(summary: Summary) -> Iterator[str]:
+    """CPU a request, and in brackets what of it is above a bare relay's."""
+    yield "| | " + " | ".join(f"{workload.name} (above the relay)" for workload in WORKLOADS) + " |"
+    yield "|---" * (len(WORKLOADS) + 1) + "|"
+    least = str(min(summary["run"]["clients"]))
+    for arm in (FLOOR, *OURS):
+        figures = [summary["arms"][arm][workload.name][least] for workload in WORKLOADS]
+        cells = [
+            f"{one['cpu_ms_per_request']['median']:.3f} ({one['cpu_ms_above_floor']['median']:.3f})"
+            for one in figures
+        ]
+        yield f"| {arm} | " + " | ".join(cells) + " |"
+
+
 def _workload(summary: Summary, workload: str) -> Iterator[str]:
     chunk = bool(CHUNKS[workload])
     columns = ["clients", "", "added p50 (ms)", "added p99 (ms)"]
     columns += ["added to the first token, p50 (ms)"] if chunk else []
     columns += ["requests a second", "CPU a request (ms)"]
-    columns += ["CPU a chunk (µs)"] if chunk else []
+    columns += ["CPU a chunk (µs)", "above the relay (µs)"] if chunk else []
     yield "| " + " | ".join(columns) + " |"
     yield "|---" * len(columns) + "|"
     for clients in summary["run"]["clients"]:
@@ -67,15 +93,18 @@ def _workload(summary: Summary, workload: str) -> Iterator[str]:
             own = figures[workload][str(clients)]
             if arm == DIRECT:
                 added = [f"({_spread(own['last_p50_ms'], 2)})", f"({_spread(own['last_p99_ms'], 2)})"]
-                first, cpu, chunks = "", "", ""
+                first, cpu, chunks = "", "", ["", ""]
             else:
                 added = [_spread(own["added_p50_ms"], 2), _spread(own["added_p99_ms"], 2)]
                 first = _spread(own["added_first_p50_ms"], 2)
-                cpu, chunks = _spread(own["cpu_ms_per_request"], 3), _spread(own["cpu_us_per_chunk"], 1)
+                cpu = _spread(own["cpu_ms_per_request"], 3)
+                chunks = [
+                    _spread(own[key], 1) for key in ("cpu_us_per_chunk", "cpu_us_per_chunk_above_floor")
+                ]
             cells = [str(clients), arm, *added]
             cells += [first] if chunk else []
             cells += [f"{own['requests_per_s']['median']:.0f}", cpu]
-            cells += [chunks] if chunk else []
+            cells += chunks if chunk else []
             yield "| " + " | ".join(cells) + " |"
 
 

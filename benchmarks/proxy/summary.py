@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field
 from math import isfinite
 from typing import Any, Final
 
-from benchmarks.proxy.arms import DIRECT, GOVERNED, LITELLM
+from benchmarks.proxy.arms import ARMS, DIRECT, FLOOR, GOVERNED, LITELLM
 from benchmarks.proxy.cells import Cell, quantile
 from benchmarks.proxy.recordings import RESPONSE, STREAM, WORKLOADS, events
 
@@ -40,8 +40,8 @@ class Spread:
 
 @dataclass(frozen=True, slots=True)
 class Figures:
-    """One arm, workload and concurrency. The added times are those of the direct arm in the same round taken
-    off."""
+    """One arm, workload and concurrency. Of the added times those of the direct arm in the same round are
+    taken off; of what is above the floor, those of the bare relay."""
 
     requests: int
     wrong: int
@@ -55,6 +55,8 @@ class Figures:
     added_first_p99_ms: Spread
     cpu_ms_per_request: Spread
     cpu_us_per_chunk: Spread
+    cpu_ms_above_floor: Spread
+    cpu_us_per_chunk_above_floor: Spread
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +100,7 @@ class Results:
     def arms(self) -> Sequence[str]:
         """Their names, in the order in which they are compared."""
         present = {cell.arm for cell in self.cells}
-        return [arm for arm in (DIRECT, *GOVERNED, LITELLM) if arm in present]
+        return [arm for arm in ARMS if arm in present]
 
     def concurrencies(self) -> Sequence[int]:
         return sorted({cell.concurrency for cell in self.cells})
@@ -113,7 +115,13 @@ class Results:
         ]
         own = [cell for cell, _ in pairs]
         chunks = CHUNKS[workload]
-        cpu = [cell.cpu_s / cell.requests if cell.requests else float("nan") for cell in own]
+        cpu = [cell.cpu_s_per_request for cell in own]
+        above = [
+            mine.cpu_s_per_request - floor.cpu_s_per_request
+            for round in self.rounds
+            if (mine := _find(round, arm, workload, concurrency))
+            and (floor := _find(round, FLOOR, workload, concurrency))
+        ]
         return Figures(
             requests=sum(cell.requests for cell in own),
             wrong=sum(cell.wrong for cell in own),
@@ -135,6 +143,8 @@ class Results:
             ),
             cpu_ms_per_request=Spread.of(MS * value for value in cpu),
             cpu_us_per_chunk=Spread.of(US * value / chunks for value in cpu if chunks),
+            cpu_ms_above_floor=Spread.of(MS * value for value in above),
+            cpu_us_per_chunk_above_floor=Spread.of(US * value / chunks for value in above if chunks),
         )
 
     def targets(self) -> Sequence[Target]:
