@@ -26,9 +26,10 @@ ranks are integrals from k + 1/2 to V + 1/2 (midpoint rule), so that the cost do
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from math import exp, expm1, floor, fsum, log, log1p
-from typing import Final
+from functools import lru_cache
+from math import exp, expm1, floor, fsum, inf, log, log1p
+from operator import mul
+from typing import Final, NamedTuple
 
 MASKED: Final = -9999.0
 """What an engine that cannot write -inf in JSON sends for a token that a grammar or a ban excluded."""
@@ -38,8 +39,7 @@ _ROUNDING: Final = 1e-2
 _NEGLIGIBLE: Final = 1e-15
 
 
-@dataclass(frozen=True, slots=True)
-class EntropyEstimate:
+class EntropyEstimate(NamedTuple):
     """Token entropy in nats, known to lie in [lower, upper]; `tail` is the probability mass that was not
     seen.
 
@@ -67,14 +67,17 @@ def estimate(logprobs: Sequence[float], vocab_size: int, *, top: int | None = No
     known = sorted(logprobs, reverse=True)
     if not known:
         raise ValueError("no logprobs")
+    if known[-1] == -inf:
+        known = [max(x, MASKED) for x in known]
+    probabilities = list(map(exp, known))
     # With p_1 near 1, expm1 keeps the digits of 1 - p_1 that 1 - exp would round away.
-    missing = -expm1(known[0]) - fsum(map(exp, known[1:]))
+    missing = -expm1(known[0]) - fsum(probabilities[1:])
     if not -_ROUNDING * len(known) < missing <= 1.0:
         raise ValueError("logprobs are not those of a distribution")
-    seen = max(0.0, -fsum(p * x for x in known if (p := exp(x)) > 0.0))
+    seen = max(0.0, -fsum(map(mul, probabilities, known)))
     unseen = vocab_size - len(known)
     ranks = len(known) if top is None else min(top, len(known))
-    cap = exp(known[ranks - 1]) if ranks > 0 else missing
+    cap = probabilities[ranks - 1] if ranks > 0 else missing
     # No tail can hold more than `unseen` tokens at the cap; what exceeds that is rounding in the engine.
     tail = min(missing, unseen * cap)
     if unseen <= 0 or tail <= _NEGLIGIBLE:
@@ -97,14 +100,9 @@ def margin(logprobs: Sequence[float]) -> float:
     """
     if not logprobs:
         raise ValueError("no logprobs")
-    first = second = float("-inf")
-    for x in logprobs:
-        if x > first:
-            first, second = x, first
-        elif x > second:
-            second = x
-    p = min(1.0, exp(first))
-    return p - (exp(second) if len(logprobs) > 1 else min(p, 1.0 - p))
+    ranked = sorted(logprobs, reverse=True)
+    p = min(1.0, exp(ranked[0]))
+    return p - (exp(ranked[1]) if len(ranked) > 1 else min(p, 1.0 - p))
 
 
 def _concentrated(tail: float, cap: float) -> float:
@@ -119,14 +117,18 @@ def power_law(tail: float, cap: float, rank: int, vocab_size: int) -> float:
 
     In u = ln(r / rank) and t = 1 - s the mass is cap * rank * G(t), where G(t) is the integral of exp(t u)
     over [near, near + width]. ln G is convex with the mean of u under q for its slope, so that Newton's
-    method comes down from the flat tail (t = 1) to the root without passing it.
+    method passes the root at most once, and then comes down to it.
+
+    It starts where an infinite vocabulary has its root, -t exp(-t near) = 1 / G: that is Lambert's W, here in
+    Winitzki's form, which is off by 2% at most.
     """
-    near = log((rank + 0.5) / rank)
-    width = log((vocab_size + 0.5) / (rank + 0.5))
-    goal = log(tail / (cap * rank))
-    t = 1.0
+    near, width = _limits(rank, vocab_size)
+    mass = tail / (cap * rank)
+    goal = log(mass)
+    shape = log1p(near / mass)
+    t = shape * (log1p(shape) / (2.0 + shape) - 1.0) / near
     log_mass, mean = _exponential_integral(t, near, width)
-    while (step := (log_mass - goal) / mean) > _TOLERANCE:
+    while abs(step := (log_mass - goal) / mean) > _TOLERANCE:
         t -= step
         log_mass, mean = _exponential_integral(t, near, width)
     return tail * ((1.0 - t) * mean - log(cap))
@@ -144,7 +146,7 @@ def ending_law(tail: float, top: Sequence[float], endless: float, vocab_size: in
         return endless
     slope = (top[middle - 1] - top[-1]) / log(rank / middle)
     t = 1.0 - slope
-    near = log((rank + 0.5) / rank)
+    near, most = _limits(rank, vocab_size)
     cap = min(exp(top[-1]), tail)
     mass = tail / (cap * rank)
     # The integral of exp(t u) from `near` on reaches `mass` at the width asked for here, if it ever does.
@@ -152,10 +154,16 @@ def ending_law(tail: float, top: Sequence[float], endless: float, vocab_size: in
     if reached <= -1.0:
         return endless
     width = mass * exp(-t * near) if abs(t) < 1e-9 else log1p(reached) / t
-    if width >= log((vocab_size + 0.5) / (rank + 0.5)):
+    if width >= most:
         return endless
     _, mean = _exponential_integral(t, near, width)
     return tail * (slope * mean - log(cap))
+
+
+@lru_cache(maxsize=64)
+def _limits(rank: int, vocab_size: int) -> tuple[float, float]:
+    """Where the tail behind `rank` begins in u = ln(r / rank), and how far it reaches."""
+    return log((rank + 0.5) / rank), log((vocab_size + 0.5) / (rank + 0.5))
 
 
 def _exponential_integral(t: float, near: float, width: float) -> tuple[float, float]:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from math import exp, isnan, log1p
-from typing import Any
+from math import exp, inf, isnan, log1p
+from typing import Any, NamedTuple
 
 from governor.entropy import EntropyEstimate, estimate, margin
 from governor.errors import LogprobsMalformed
@@ -14,8 +13,7 @@ MOST_EXCLUDED = 1 - 1e-9
 """Of a distribution with less than a billionth left, float32 logprobs tell nothing more."""
 
 
-@dataclass(frozen=True, slots=True)
-class Token:
+class Token(NamedTuple):
     """One generated token. `logprob` is its own; `entropy` and `margin` are of the distribution it came
     from."""
 
@@ -52,9 +50,10 @@ def _token(entry: Mapping[str, Any], vocab_size: int, banned: str | None) -> Tok
         own = min(0.0, own - left)
         logprobs = [min(0.0, one["logprob"] - left) for one in alternatives if one.get("token") != banned]
     top = len(logprobs)
-    if not logprobs or own < min(logprobs):
+    least = min(logprobs, default=inf)
+    if own < least:
         logprobs.append(own)
-    elif own == min(logprobs):
+    elif own == least:
         # vLLM puts the sampled token first and then cuts the list: a sampled token that is the least of the
         # list may stand in for the true rank k. It is taken for an addition, so that the bounds hold either
         # way.
