@@ -362,6 +362,8 @@ class Exchange:
         return self._replace_calls(generation)
 
     def _decisions(self, proposals: Sequence[Proposal]) -> tuple[Decision, ...]:
+        if not proposals:
+            return ()
         chosen = self._chosen_action() if all(proposal.withhold for proposal in proposals) else Action.DROP
         explored = [proposal.withhold and self._explores(proposal) for proposal in proposals]
         action = Action.DROP if any(explored) else chosen

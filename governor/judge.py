@@ -99,12 +99,15 @@ class Judge:
         self._governance = governance
         self._tools = tools
         self._model = str(body.get("model") or "")
-        self._schemas = schemas_of(tools)
         self._previous_probe = probes[-1] if probes else None
         self._last = known[-1] if known else None
         self.missing: AbstractSet[CallSignature] = frozenset()
         self.catalog = governance.catalog.with_tools(tools)
         self.errors: list[Exception] = []
+
+    @cached_property
+    def _schemas(self) -> Mapping[str, str]:
+        return schemas_of(self._tools)
 
     @cached_property
     def executed(self) -> tuple[ExecutedCall, ...]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 from governor.conversation import step
@@ -82,9 +82,9 @@ class Ledger:
 
     def completed(self, pruning: Pruning) -> tuple[CallRecord, ...]:
         """The known records of the calls whose results came with this request, with what they led to."""
-        outcomes: Mapping[str, str] = {}
-        if self.known:
-            outcomes = {done.call.id: done.outcome.value for done in self._judge.executed}
+        if not self.known:
+            return ()
+        outcomes = {done.call.id: done.outcome.value for done in self._judge.executed}
         after, probe = self._generations[0].measures.segment_entropy, self.answer_after()
         return tuple(
             replace(

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import lru_cache
 from itertools import groupby
 from typing import Final, TypeVar
 
@@ -174,6 +175,7 @@ def _blocks(text: str, markup: Markup, in_reasoning: bool) -> Iterator[tuple[Spa
     yield kind, len(text)
 
 
+@lru_cache(maxsize=8)
 def _exits(markup: Markup) -> dict[SpanKind, tuple[tuple[str, SpanKind], ...]]:
     """For each kind of block the markers that end it, and the kind that follows each. Stray closing markers
     end nothing, but they are template all the same."""

@@ -47,6 +47,7 @@ class Turn:
         self._shown_unmeasured = False
         self.finish_reason: str | None = None
         self.usage: Json = {}
+        self._spans: tuple[Span, ...] | None = None
 
     def add_chunk(self, chunk: Json) -> None:
         """Take in one chunk of the stream. Raises `CallsMalformed`."""
@@ -67,6 +68,7 @@ class Turn:
         self.usage = response.get("usage") or {}
 
     def _add(self, message: Json, choice: Json) -> None:
+        self._spans = None
         if content := message.get("content"):
             self._content.append(content)
             self.has_text = self.has_text or bool(content.strip())
@@ -145,10 +147,12 @@ class Turn:
         A chat template may open the reasoning in the prompt, so that it is generated without its opening
         marker.
         """
-        texts = [token.text for token in self.tokens]
-        opening = self._markup.reasoning[0]
-        in_prompt = bool(self._reasoning) and opening not in "".join(texts)
-        return spans(texts, self._markup, starts_in_reasoning=in_prompt)
+        if self._spans is None:
+            texts = [token.text for token in self.tokens]
+            opening = self._markup.reasoning[0]
+            in_prompt = bool(self._reasoning) and opening not in "".join(texts)
+            self._spans = spans(texts, self._markup, starts_in_reasoning=in_prompt)
+        return self._spans
 
     def first_call_token(self) -> int:
         """Where the marker stands that opens the first call; the number of tokens if there is none."""
