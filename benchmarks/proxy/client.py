@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from time import perf_counter
-from typing import Final, cast
+from typing import Final, Self, cast
 
 import httptools
 
@@ -15,7 +15,8 @@ TIMEOUT_S: Final = 30.0
 
 @dataclass(slots=True)
 class Answer:
-    """`first_s` and `last_s` are when the body began and ended, in seconds after the request was written."""
+    """`first_s` and `last_s` are when the body began and ended, in seconds after the request was written.
+    `status` is 0 until the head is there."""
 
     status: int = 0
     first_s: float = 0.0
@@ -28,27 +29,38 @@ class Answer:
 
 
 class Connection(asyncio.Protocol):
-    """One connection to a server. Raises `ConnectionError` from `ask` when it breaks off."""
+    """One connection to a server. `answer` is what came so far of the last one.
+
+    Raises `ConnectionError` from `ask` when it breaks off.
+    """
 
     def __init__(self) -> None:
-        self._answer = Answer()
+        self.answer = Answer()
         self._done: asyncio.Future[Answer] | None = None
         self._start = 0.0
         self._parser = httptools.HttpResponseParser(self)
         self._transport: asyncio.Transport | None = None
 
     @classmethod
-    async def to(cls, host: str, port: int) -> Connection:
+    async def to(cls, host: str, port: int) -> Self:
         """A new connection."""
-        _, connection = await asyncio.get_running_loop().create_connection(cls, host, port)
-        return connection
+        return await cls().open(host, port)
+
+    async def open(self, host: str, port: int) -> Self:
+        """Connect; once."""
+        await asyncio.get_running_loop().create_connection(lambda: self, host, port)
+        return self
+
+    @property
+    def usable(self) -> bool:
+        """Whether a further request may be sent on it."""
+        return self._transport is not None and not self._transport.is_closing()
 
     async def ask(self, request: bytes, timeout_s: float = TIMEOUT_S) -> Answer:
         """Send `request`, as it stands on the wire, and wait for the whole answer."""
-        assert self._transport is not None
-        if self._transport.is_closing():
+        if self._transport is None or self._transport.is_closing():
             raise ConnectionResetError("the connection is closed")
-        self._answer = Answer()
+        self.answer = Answer()
         self._done = asyncio.get_running_loop().create_future()
         self._start = perf_counter()
         self._transport.write(request)
@@ -80,16 +92,18 @@ class Connection(asyncio.Protocol):
 
     # From the parser
 
+    def on_headers_complete(self) -> None:
+        self.answer.status = self._parser.get_status_code()
+
     def on_body(self, body: bytes) -> None:
-        if not self._answer.first_s:
-            self._answer.first_s = perf_counter() - self._start
-        self._answer.pieces.append(body)
+        if not self.answer.first_s:
+            self.answer.first_s = perf_counter() - self._start
+        self.answer.pieces.append(body)
 
     def on_message_complete(self) -> None:
-        self._answer.last_s = perf_counter() - self._start
-        self._answer.status = self._parser.get_status_code()
+        self.answer.last_s = perf_counter() - self._start
         if self._done is not None and not self._done.done():
-            self._done.set_result(self._answer)
+            self._done.set_result(self.answer)
 
 
 def request(

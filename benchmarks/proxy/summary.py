@@ -61,10 +61,10 @@ class Figures:
 
 @dataclass(frozen=True, slots=True)
 class Memory:
-    """Resident memory of one arm's processes, at the end of each round."""
+    """Resident memory of one arm's processes, as it was from time to time."""
 
-    minutes: Sequence[float]
-    rss_mb: Sequence[float]
+    minutes: list[float]
+    rss_mb: list[float]
 
     @property
     def growth_mb(self) -> float:

@@ -3,9 +3,9 @@
     python -m benchmarks.proxy.upstream --port 9000
 
 Streams come as from an engine: one event at a time, each in a write of its own, `--tokens-per-second` of them
-shared by the streams that run. A token of which upstream says nothing but its logprobs takes its time also
-where they were not asked for. An answer's ids are made of the request's field `user`, so that no two answers
-are the same and a client can tell whose it got.
+shared by the streams that run, and none sooner than `--least-pause` after the one before it. A token of which
+upstream says nothing but its logprobs takes its time also where they were not asked for. An answer's ids are
+made of the request's field `user`, so that no two answers are the same and a client can tell whose it got.
 """
 
 from __future__ import annotations
@@ -91,10 +91,12 @@ def prepared() -> Answers:
 
 @dataclass(slots=True)
 class Engine:
-    """What all connections share: the answers, and the pace. `token_s` 0: as fast as it can."""
+    """What all connections share: the answers, and the pace. `token_s` 0: as fast as it can, but for
+    `least_pause_s` between two events of a stream."""
 
     answers: Answers
     token_s: float
+    least_pause_s: float = 0.0
     streaming: int = 0
 
     def answer(self, body: Mapping[str, Any]) -> Prepared | None:
@@ -164,7 +166,7 @@ class Connection(asyncio.Protocol):
             self._timer = None
             self._engine.streaming -= 1
             return
-        pause = self._engine.token_s * self._engine.streaming
+        pause = max(self._engine.least_pause_s, self._engine.token_s * self._engine.streaming)
         self._timer = self._loop.call_later(pause, self._next)
 
 
@@ -186,9 +188,12 @@ def main() -> int:
         default=1000.0,
         help="events that all streams get together; 0: as fast as it can (default: %(default)s)",
     )
+    parser.add_argument(
+        "--least-pause", type=float, default=0.0, help="seconds from event to event of a stream (default: 0)"
+    )
     arguments = parser.parse_args()
     token_s = 1 / arguments.tokens_per_second if arguments.tokens_per_second else 0.0
-    uvloop.run(serve(arguments.port, Engine(prepared(), token_s)))
+    uvloop.run(serve(arguments.port, Engine(prepared(), token_s, arguments.least_pause)))
     return 0
 
 
