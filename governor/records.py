@@ -75,8 +75,8 @@ class CallRecord:
         return not self.probe_before.same_answer(self.probe_after)
 
     def as_dict(self, *, keep_text: bool = True) -> dict[str, Any]:
-        """JSON-ready. Without text: no arguments, no answers, and a digest in the place of the signature."""
-        return asdict(self if keep_text else self._without_text())
+        """JSON-ready, with or without text."""
+        return asdict(self if keep_text else self.without_text())
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> CallRecord:
@@ -91,7 +91,8 @@ class CallRecord:
                 known[name] = ProbeAnswer(**_known(ProbeAnswer, known[name]))
         return cls(**known)
 
-    def _without_text(self) -> CallRecord:
+    def without_text(self) -> CallRecord:
+        """Without arguments and answers, and with a digest in the place of the signature."""
         decision = {key: value for key, value in self.decision.items() if key != "arguments"}
         digest = sha256(self.signature.encode("utf-8", "surrogatepass")).hexdigest()
         return replace(

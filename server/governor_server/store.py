@@ -28,6 +28,8 @@ from governor_server.tenants import qualified, tenant_of
 IN_MEMORY = ":memory:"
 QUEUE_SIZE = 4096
 BATCH_SIZE = 256
+GATHER_S = 0.05
+"""How long the writing waits for more: a transaction of many costs hardly more than that of one record."""
 SWEEP_INTERVAL_S = 60.0
 CLOSE_TIMEOUT_S = 5.0
 
@@ -210,7 +212,7 @@ def records_table(keep_text: bool) -> Table[CallRecord]:
     """The table of the calls; without text it holds numbers and digests."""
 
     def encode(record: CallRecord) -> Row:
-        return key_of(record), record.created, orjson.dumps(record.as_dict(keep_text=keep_text))
+        return key_of(record), record.created, orjson.dumps(record if keep_text else record.without_text())
 
     return Table("records", "call_id", encode, lambda body: CallRecord.from_dict(orjson.loads(body)))
 
@@ -270,6 +272,8 @@ class TableFile(Generic[Item]):
         """What waits in the queue, one item or more; and whether the end of the queue was reached."""
         batch: list[Item] = []
         item = self._queue.get()
+        if item is not None:
+            time.sleep(GATHER_S)
         while item is not None:
             batch.append(item)
             if len(batch) == BATCH_SIZE or self._queue.empty():
