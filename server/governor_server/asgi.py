@@ -155,17 +155,25 @@ async def until_gone(leaving: Coroutine[Any, Any, None], work: Coroutine[Any, An
 
     Raises `ClientGone`, and what `work` raises.
     """
-    working = asyncio.create_task(work)
+    working = asyncio.current_task()
+    assert working is not None
+    left = False
+
+    def leave(watching: asyncio.Task[None]) -> None:
+        nonlocal left
+        if not watching.cancelled():
+            left = True
+            working.cancel()
+
     watching = asyncio.create_task(leaving)
+    watching.add_done_callback(leave)
     try:
-        await asyncio.wait({working, watching}, return_when=asyncio.FIRST_COMPLETED)
-        if not working.done():
-            raise ClientGone
-        await working
+        await work
+    except asyncio.CancelledError:
+        # Ours, unless somebody else wants the task to end, too.
+        if left and not working.uncancel():
+            raise ClientGone from None
+        raise
     finally:
-        for task in (working, watching):
-            task.cancel()
-        await asyncio.gather(working, watching, return_exceptions=True)
-        # An exception holds this frame, and the frame the task with the exception, and with it the prompt: a
-        # ring that would stay until the collector finds it.
-        del working, watching, task
+        watching.remove_done_callback(leave)
+        watching.cancel()
