@@ -13,12 +13,13 @@ from governor.turn import REASONING_KEYS, first_choice
 
 
 class Delivery:
-    """Chunks and bodies for the client, made of the `generations` that the exchange adds to."""
+    """Chunks and bodies for the client, made of the `generations` that the exchange adds to. `first` is the
+    first chunk of a stream, as it came."""
 
     def __init__(self, view: ClientView, generations: Sequence[Generation]) -> None:
         self._view = view
         self._generations = generations
-        self._first: Json = {}
+        self.first: Json = {}
         self._ready: list[Json] = []
         self._trailer: tuple[Json, ...] = ()
 
@@ -29,8 +30,8 @@ class Delivery:
         generation = self._generations[-1]
         first_token = len(generation.turn.tokens)
         generation.turn.add_chunk(chunk)
-        if not self._first:
-            self._first = chunk
+        if not self.first:
+            self.first = chunk
         fitted = chunk if generation.purpose is Purpose.REQUEST else self._fitted(chunk, generation)
         if fitted is None:
             return ()
@@ -129,7 +130,7 @@ class Delivery:
             if delta.get(key) and generation.turn.reasoning_pieces == 1:
                 before = joined([part.turn.reasoning for part in earlier], skip_blank=False)
                 delta[key] = gap(before) + delta[key]
-        same = {key: self._first[key] for key in ("id", "created", "model") if key in self._first}
+        same = {key: self.first[key] for key in ("id", "created", "model") if key in self.first}
         fitted = {key: value for key, value in chunk.items() if key != "usage"}
         return {**fitted, **same, "choices": [{**choice, "delta": delta}]}
 

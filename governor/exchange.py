@@ -141,6 +141,16 @@ class Exchange:
         return self._view.request(self._sent(()))
 
     @property
+    def turn(self) -> Turn:
+        """The last turn that upstream generated, as far as it came in."""
+        return self._generations[-1].turn
+
+    @property
+    def answered_by(self) -> str:
+        """The model that upstream says it is; "" before it said so."""
+        return str((self._generations[-1].response or self._delivery.first).get("model") or "")
+
+    @property
     def decisions(self) -> tuple[Decision, ...]:
         """The decisions taken so far."""
         return tuple(decision for generation in self._generations for decision in generation.decisions)

@@ -10,7 +10,7 @@ import uuid
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import orjson
 from fastapi import FastAPI, Response
@@ -23,14 +23,18 @@ from governor_server.access import Access
 from governor_server.api_errors import ApiError
 from governor_server.asgi import Receive, Reply, Scope, Send
 from governor_server.balancer import Balancer, Member, is_healthy
+from governor_server.errors import SettingsError
 from governor_server.feedback import EFFECT, FEEDBACK, FeedbackStore, feedback_routes
 from governor_server.gatekeeper import CALIBRATED, Gatekeeper
 from governor_server.metrics import Metrics, process_registry
 from governor_server.proxy import Proxy
-from governor_server.settings import Settings
+from governor_server.settings import Settings, TracingSettings
 from governor_server.store import RecordStore
 from governor_server.transcripts import TranscriptStore
 from governor_server.upstream import Upstream, UpstreamError
+
+if TYPE_CHECKING:
+    from governor_server.tracing import Tracing
 
 CHAT = "/v1/chat/completions"
 METRICS = "/metrics"
@@ -119,6 +123,7 @@ class GovernorApp:
             transcripts=self.transcripts,
             gates_by_tenant=settings.auth.isolation == "full",
         )
+        self.tracing = self.proxy.tracing = self._traced(settings.tracing)
         metrics.watch(metrics.running_requests, lambda: self.proxy.slots.running)
         metrics.watch(metrics.waiting_requests, lambda: self.proxy.slots.waiting)
         self.gatekeeper: Gatekeeper | None = None
@@ -160,6 +165,18 @@ class GovernorApp:
             await Reply(send).error(error)
         else:
             await self._own(scope, receive, send)
+
+    def _traced(self, given: TracingSettings) -> Tracing | None:
+        if given.endpoint is None:
+            return None
+        kind = tracing_kind()
+        return kind.to(
+            given.endpoint,
+            sample=given.sample,
+            content=given.content,
+            fail_open=lambda: self.proxy.fail_open("trace"),
+            dropped=self.metrics.fail_open_total.labels("trace").inc,
+        )
 
     def _balanced(self, url: str) -> Upstream | Balancer:
         """The server at `url`, and its replicas if there are any."""
@@ -232,6 +249,8 @@ class GovernorApp:
         self.feedback.close()
         if self.transcripts is not None:
             self.transcripts.close()
+        if self.tracing is not None:
+            self.tracing.close()
         self.metrics.close()
         await send({"type": "lifespan.shutdown.complete"})
 
@@ -247,6 +266,17 @@ class GovernorApp:
         with suppress(orjson.JSONDecodeError, KeyError, TypeError, ValueError):
             (self._call_start_id,) = orjson.loads(answer)["tokens"]
             self._govern()
+
+
+def tracing_kind() -> type[Tracing]:
+    """OpenTelemetry is imported where it is asked for. Raises `SettingsError` where it is not installed."""
+    try:
+        from governor_server.tracing import Tracing
+    except ImportError as error:
+        raise SettingsError(
+            f"tracing.endpoint needs OpenTelemetry ({error}): pip install 'tool-governor[otel]'"
+        ) from None
+    return Tracing
 
 
 def own_routes(app: GovernorApp) -> FastAPI:

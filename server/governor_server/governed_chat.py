@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from contextlib import AbstractAsyncContextManager, suppress
+from contextlib import AbstractAsyncContextManager, nullcontext, suppress
 from time import perf_counter
 from typing import TYPE_CHECKING
 
@@ -19,6 +19,7 @@ from governor_server.access import Caller
 from governor_server.accounting import account
 from governor_server.api_errors import Headers
 from governor_server.asgi import EVENT_STREAM, Reply, Scope, target, unbuffered
+from governor_server.current import current_trace
 from governor_server.upstream import UpstreamError, UpstreamResponse, requested
 
 if TYPE_CHECKING:
@@ -68,6 +69,7 @@ class GovernedChat:
         self._given_up = False
         self._later = False
         self._spoke = False
+        self._trace = current_trace()
 
     async def run(self) -> None:
         """Ask upstream, and give the client what the exchange says."""
@@ -81,10 +83,12 @@ class GovernedChat:
             self._proxy.metrics.count_upstream(response.status)
             await self._reply.relay(response)
 
-    def _ask(self, body: bytes, drop: frozenset[bytes]) -> AbstractAsyncContextManager[UpstreamResponse]:
+    def _ask(
+        self, body: bytes, drop: frozenset[bytes], purpose: Purpose = Purpose.REQUEST
+    ) -> AbstractAsyncContextManager[UpstreamResponse]:
         headers = requested(self._scope["headers"], drop=drop | self._caller.withheld)
-        return self._proxy.upstream.request(
-            "POST", target(self._scope), headers, body, self._exchange.conversation
+        return self._proxy.ask(
+            "POST", target(self._scope), headers, body, self._exchange.conversation, purpose
         )
 
     async def _admitted(self) -> bytes:
@@ -125,6 +129,7 @@ class GovernedChat:
         with self._proxy.fail_open("response"):
             parsed = orjson.loads(raw)
             self._exchange.receive_response(parsed)
+            self._generated()
             step = await self._decided()
         if not isinstance(step, Deliver) or step.body is None:
             with self._proxy.fail_open("release"):
@@ -150,6 +155,8 @@ class GovernedChat:
             await self._broke_off(error)
             raise
         self._upstream_done(response)
+        if not self._given_up:
+            self._generated()
         for_client = self._chunks(await self._finish())
         await self._reply.end(for_client + done)
         self._delivered()
@@ -244,7 +251,7 @@ class GovernedChat:
         if ask.purpose in (Purpose.PROBE, Purpose.LABEL):
             return await self._probe(ask)
         try:
-            async with self._ask(orjson.dumps(ask.body), _PROBE_DROPS) as response:
+            async with self._ask(orjson.dumps(ask.body), _PROBE_DROPS, ask.purpose) as response:
                 if response.status != 200 or response.encoded:
                     return self._exchange.interrupted()
                 if self._exchange.streams:
@@ -253,6 +260,7 @@ class GovernedChat:
                     raw = await response.read_up_to(self._proxy.limits.max_held_bytes)
                     self._exchange.receive_response(orjson.loads(raw))
                 self._waited_s += response.waited_s
+                self._generated()
             return Deliver() if self._given_up else self._exchange.finish()
         except UpstreamError as error:
             log.warning("%s", error)
@@ -263,8 +271,10 @@ class GovernedChat:
         start = perf_counter()
         try:
             async with asyncio.timeout(self._proxy.probe_timeout_s):
-                async with self._ask(orjson.dumps(ask.body), _PROBE_DROPS) as response:
+                async with self._ask(orjson.dumps(ask.body), _PROBE_DROPS, ask.purpose) as response:
                     answer = orjson.loads(await response.read_up_to(self._proxy.limits.max_held_bytes))
+                    if self._trace is not None:
+                        self._trace.answered(answer)
             status = response.status
         except TimeoutError:
             return self._exchange.probe_failed("timeout")
@@ -297,6 +307,10 @@ class GovernedChat:
         self._waited_s += response.waited_s
         self._proxy.metrics.upstream_seconds.observe(response.waited_s)
 
+    def _generated(self) -> None:
+        if self._trace is not None:
+            self._trace.generated(self._exchange)
+
     def _delivered(self) -> None:
         self._proxy.metrics.overhead_seconds.observe(perf_counter() - self._start - self._waited_s)
         if self._given_up:
@@ -318,12 +332,15 @@ class GovernedChat:
             self._proxy.review(self._review(step))
 
     async def _review(self, step: Step) -> None:
-        with self._proxy.fail_open("review"), suppress(UpstreamError):
-            while isinstance(step, Ask):
-                step = await self._step(step)
-        self._record()
+        with self._trace.reviewing() if self._trace is not None else nullcontext():
+            with self._proxy.fail_open("review"), suppress(UpstreamError):
+                while isinstance(step, Ask):
+                    step = await self._step(step)
+            self._record()
 
     def _record(self) -> None:
+        if self._trace is not None:
+            self._trace.decided(self._exchange)
         with self._proxy.fail_open("record"):
             account(self._exchange, self._proxy.metrics)
             for record in self._exchange.records():

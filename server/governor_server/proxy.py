@@ -11,20 +11,21 @@ import asyncio
 import logging
 import traceback
 from collections.abc import Callable, Coroutine, Mapping
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from time import perf_counter
 from types import TracebackType
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import orjson
 
-from governor.exchange import Exchange, Explain
+from governor.exchange import Exchange, Explain, Purpose
 from governor.governance import Governance
 from governor.records import CallRecord
 from governor.request import Json, result_ids, untouched
 from governor.transcript import Transcript
 from governor_server.access import Access, Caller
-from governor_server.api_errors import ApiError
+from governor_server.api_errors import ApiError, Headers
 from governor_server.asgi import (
     ClientGone,
     Receive,
@@ -40,11 +41,15 @@ from governor_server.asgi import (
     until_gone,
 )
 from governor_server.balancer import Balancer
+from governor_server.current import CurrentRequest, current, current_trace
 from governor_server.governed_chat import GovernedChat
 from governor_server.limits import LimitSettings, Slots, head_size, headers_too_large
 from governor_server.metrics import Metrics
 from governor_server.tenants import conversation_name, qualified
-from governor_server.upstream import Body, Upstream, UpstreamError, requested
+from governor_server.upstream import Body, Upstream, UpstreamError, UpstreamResponse, requested
+
+if TYPE_CHECKING:
+    from governor_server.tracing import Tracing
 
 MAX_REVIEWS = 64
 """Reviews of observed calls at the same time; past this many they are dropped and counted."""
@@ -95,6 +100,7 @@ class Proxy:
     by_model: Mapping[tuple[str, str], Governance] = field(default_factory=dict)
     gates_by_tenant: bool = True
     transcripts: Transcripts | None = None
+    tracing: Tracing | None = None
     reviews: set[asyncio.Task[None]] = field(default_factory=set)
     slots: Slots = field(init=False)
 
@@ -117,10 +123,16 @@ class Proxy:
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send, handler: Handler, route: str) -> None:
         reply = Reply(send)
+        request = CurrentRequest(route)
+        current.set(request)
+        if self.tracing is not None:
+            request.trace = self.tracing.begin(scope, scope["path"] if route == "chat" else "")
         try:
             if head_size(scope.get("raw_path") or b"", scope["headers"]) > self.limits.max_header_bytes:
                 raise headers_too_large(self.limits.max_header_bytes)
-            await handler(scope, self.access.caller(scope), receive, reply)
+            caller = self.access.caller(scope)
+            request.tenant = caller.tenant
+            await handler(scope, caller, receive, reply)
         except ClientGone:
             reply.status = reply.status or 499
         except ApiError as error:
@@ -130,9 +142,13 @@ class Proxy:
             await self._tell(ApiError(500, "internal_error", "The proxy failed; its log says where."), reply)
         finally:
             self.metrics.requests.labels(route, str(reply.status or 499)).inc()
+            if request.trace is not None:
+                request.trace.end(reply.status or 499, request.tenant)
 
     async def _tell(self, error: ApiError, reply: Reply) -> None:
         """To the client, unless its answer has begun: an unfinished body is how it learns of it then."""
+        if (trace := current_trace()) is not None:
+            trace.failed(error.type)
         if isinstance(error, UpstreamError):
             log.warning("%s", error)
             self.metrics.upstream_failures_total.labels(error.reason).inc()
@@ -175,9 +191,27 @@ class Proxy:
 
     async def _relay(self, scope: Scope, caller: Caller, body: Body, reply: Reply) -> None:
         headers = requested(scope["headers"], drop=caller.withheld)
-        async with self.upstream.request(scope["method"], target(scope), headers, body) as response:
+        async with self.ask(scope["method"], target(scope), headers, body) as response:
             self.metrics.count_upstream(response.status)
             await reply.relay(response)
+
+    def ask(
+        self,
+        method: str,
+        target: bytes,
+        headers: Headers,
+        body: Body,
+        affinity: str = "",
+        purpose: Purpose = Purpose.REQUEST,
+    ) -> AbstractAsyncContextManager[UpstreamResponse]:
+        """As `Upstream.request`, and in a span where the request that this is for is traced."""
+        request = current.get()
+        if request is None or request.trace is None:
+            return self.upstream.request(method, target, headers, body, affinity)
+        chat = request.route == "chat"
+        return request.trace.asking(
+            self.upstream, method, target, headers, body, affinity, purpose, request.model if chat else None
+        )
 
     def _open(self, scope: Scope, caller: Caller, raw: bytes) -> Exchange | None:
         """The exchange for a request that may be governed, else None."""
@@ -187,6 +221,8 @@ class Proxy:
             body = orjson.loads(raw)
         except orjson.JSONDecodeError:
             return None
+        if (request := current.get()) is not None and isinstance(body, dict):
+            request.model = str(body.get("model") or "")
         return self._exchange(scope, caller.tenant, body) if untouched(body) is None else None
 
     def _exchange(self, scope: Scope, tenant: str, body: Json) -> Exchange:

@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 import uvicorn
 
 from governor_server.access import is_loopback
-from governor_server.app import GovernorApp, create_app
+from governor_server.app import GovernorApp, create_app, tracing_kind
 from governor_server.console import Console
 from governor_server.engine import Engine
 from governor_server.errors import PortInUse, ServerError, UpstreamUnreachable
@@ -37,6 +37,8 @@ ring: by the default of 700 the collector looks through them for each response, 
 def run(settings: Settings, console: Console) -> None:
     """Serve until interrupted. Raises `ServerError` for whatever an operator can put right."""
     _configure_logging(settings.server.log_level)
+    if settings.tracing.endpoint is not None:
+        tracing_kind()  # which tells what is missing before the engine was waited for
     allow_files()
     # A termination then unwinds the stack as Ctrl-C does, and takes the engine down on its way. Scripts start
     # their background jobs with SIGINT ignored; it must end us before the web server takes it over, too.

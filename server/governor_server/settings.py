@@ -221,6 +221,14 @@ class StoreSettings(Section):
         return self
 
 
+class TracingSettings(Section):
+    """Spans and metrics of OpenTelemetry. `content` records what is said, too."""
+
+    endpoint: str | None = Field(default=None, pattern=r"^https?://[^/\s]+[^\s]*$")
+    sample: Share = 1.0
+    content: bool = False
+
+
 class Settings(BaseSettings):
     """All settings, frozen. Made by `load`; calling the class reads neither file nor environment."""
 
@@ -246,6 +254,7 @@ class Settings(BaseSettings):
     tools: ToolSettings = ToolSettings()
     markup: MarkupSettings = MarkupSettings()
     store: StoreSettings = Field(default_factory=StoreSettings)
+    tracing: TracingSettings = TracingSettings()
 
     EXAMPLE: ClassVar[str] = "governor.example.yaml"
 

@@ -70,7 +70,7 @@ class UpstreamResponse:
 
     def __init__(self, response: aiohttp.ClientResponse, url: str, waited_s: float) -> None:
         self._response = response
-        self._url = url
+        self.url = url
         self.waited_s = waited_s
         self.status = response.status
         # Without those of a governor before this one: what ours decided is told by ours alone.
@@ -135,7 +135,7 @@ class UpstreamResponse:
         try:
             return await self._response.content.readany()
         except FAILURES as error:
-            raise failure(self._url, error) from error
+            raise failure(self.url, error) from error
         finally:
             self.waited_s += perf_counter() - start
 
