@@ -230,7 +230,7 @@ class Upstream:
             raise failure(self.url, error) from error
 
     def _headers(self, headers: Iterable[tuple[bytes, bytes]]) -> CIMultiDict[str]:
-        sent = CIMultiDict((name.decode("latin-1"), value.decode("latin-1")) for name, value in headers)
+        sent = CIMultiDict((name.decode("latin-1"), _text(value)) for name, value in headers)
         if self._api_key is not None:
             sent["Authorization"] = f"Bearer {self._api_key}"
         return sent
@@ -250,6 +250,15 @@ def requested(headers: Iterable[tuple[bytes, bytes]], *, drop: frozenset[bytes] 
     own."""
     kept = forwarded(headers, drop=drop | {b"host", b"expect"})
     return [pair for pair in kept if not pair[0].startswith(OWN_PREFIX)]
+
+
+def _text(value: bytes) -> str:
+    """The text from which aiohttp, which writes UTF-8, makes the same bytes again; of what is no UTF-8 there
+    is none."""
+    try:
+        return value.decode()
+    except UnicodeDecodeError:
+        return value.decode("latin-1")
 
 
 class Pool(aiohttp.TCPConnector):
