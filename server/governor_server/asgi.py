@@ -11,6 +11,7 @@ from governor_server.limits import LimitSettings, body_too_large, body_too_slow
 from governor_server.upstream import Body, UpstreamResponse
 
 EVENT_STREAM = "text/event-stream"
+REQUEST_ID = b"x-request-id"
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -23,14 +24,21 @@ class ClientGone(Exception):
 
 
 class Reply:
-    """The response to one client. `status` is 0 until it has begun."""
+    """The response to one client, which gets `request_id` as its `x-request-id` unless upstream has named the
+    request: then `upstream_id` is that name. `status` is 0 until it has begun."""
 
-    def __init__(self, send: Send) -> None:
+    def __init__(self, send: Send, request_id: str = "") -> None:
         self._send = send
+        self._request_id = request_id
+        self.upstream_id = ""
         self.status = 0
 
     async def begin(self, status: int, headers: Headers) -> None:
         self.status = status
+        named = next((value for name, value in headers if name == REQUEST_ID), b"")
+        self.upstream_id = named.decode("latin-1")
+        if self._request_id and not self.upstream_id:
+            headers = [*headers, (REQUEST_ID, self._request_id.encode())]
         await self._send({"type": "http.response.start", "status": status, "headers": headers})
 
     async def piece(self, body: bytes) -> None:

@@ -19,7 +19,8 @@ from governor_server.access import Caller
 from governor_server.accounting import account
 from governor_server.api_errors import Headers
 from governor_server.asgi import EVENT_STREAM, Reply, Scope, target, unbuffered
-from governor_server.current import current_trace
+from governor_server.current import current
+from governor_server.logs import fields
 from governor_server.upstream import UpstreamError, UpstreamResponse, requested
 
 if TYPE_CHECKING:
@@ -69,7 +70,8 @@ class GovernedChat:
         self._given_up = False
         self._later = False
         self._spoke = False
-        self._trace = current_trace()
+        self._request = current.get()
+        self._trace = self._request.trace if self._request is not None else None
 
     async def run(self) -> None:
         """Ask upstream, and give the client what the exchange says."""
@@ -337,8 +339,13 @@ class GovernedChat:
                 while isinstance(step, Ask):
                     step = await self._step(step)
             self._record()
+            if self._request is not None and self._request.decisions:
+                told = fields(decisions=self._request.decisions, proposed=self._request.proposed)
+                log.info("reviewed: %s", self._request.told(), extra=told)
 
     def _record(self) -> None:
+        if self._request is not None:
+            self._request.decided(self._exchange.decisions)
         if self._trace is not None:
             self._trace.decided(self._exchange)
         with self._proxy.fail_open("record"):

@@ -39,6 +39,7 @@ OTHER = "other"
 FAIL_OPEN: Final = (
     "request", "admission", "chunk", "response", "decision", "release", "body", "review", "record", "policy",
     "refused", "unreadable", "held_bytes", "review_queue", "answer", "continuation", "trace",
+    "log",
 )  # fmt: skip
 """The parts that can fail open. Each is shown as 0 from the start: the increase of a series that appears with
 its first failure would miss that one."""

@@ -27,6 +27,7 @@ from governor.transcript import Transcript
 from governor_server.access import Access, Caller
 from governor_server.api_errors import ApiError, Headers
 from governor_server.asgi import (
+    REQUEST_ID,
     ClientGone,
     Receive,
     Reply,
@@ -41,9 +42,10 @@ from governor_server.asgi import (
     until_gone,
 )
 from governor_server.balancer import Balancer
-from governor_server.current import CurrentRequest, current, current_trace
+from governor_server.current import SANE_ID, CurrentRequest, current, current_trace, request_id
 from governor_server.governed_chat import GovernedChat
 from governor_server.limits import LimitSettings, Slots, head_size, headers_too_large
+from governor_server.logs import fields
 from governor_server.metrics import Metrics
 from governor_server.tenants import conversation_name, qualified
 from governor_server.upstream import Body, Upstream, UpstreamError, UpstreamResponse, requested
@@ -122,11 +124,12 @@ class Proxy:
         await asyncio.gather(*self.reviews, return_exceptions=True)
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send, handler: Handler, route: str) -> None:
-        reply = Reply(send)
-        request = CurrentRequest(route)
+        start = perf_counter()
+        request = CurrentRequest(request_id(header(scope, REQUEST_ID)), route)
+        reply = Reply(send, request.id)
         current.set(request)
         if self.tracing is not None:
-            request.trace = self.tracing.begin(scope, scope["path"] if route == "chat" else "")
+            request.trace = self.tracing.begin(scope, request.id, scope["path"] if route == "chat" else "")
         try:
             if head_size(scope.get("raw_path") or b"", scope["headers"]) > self.limits.max_header_bytes:
                 raise headers_too_large(self.limits.max_header_bytes)
@@ -144,6 +147,8 @@ class Proxy:
             self.metrics.requests.labels(route, str(reply.status or 499)).inc()
             if request.trace is not None:
                 request.trace.end(reply.status or 499, request.tenant)
+            if log.isEnabledFor(logging.INFO):
+                log_answer(scope, request, reply, perf_counter() - start)
 
     async def _tell(self, error: ApiError, reply: Reply) -> None:
         """To the client, unless its answer has begun: an unfinished body is how it learns of it then."""
@@ -278,6 +283,18 @@ class FailOpen:
         log_failure(f"failing open in {self._where}", error)
         self._metrics.fail_open_total.labels(self._where).inc()
         return True
+
+
+def log_answer(scope: Scope, request: CurrentRequest, reply: Reply, seconds: float) -> None:
+    """The line of one request. The path is told as it came: so it has no end of a line in it."""
+    method, path = scope["method"][:16], target(scope).partition(b"?")[0].decode("latin-1")[:256]
+    status, decided = reply.status or 499, request.told()
+    told: dict[str, Any] = {"method": method, "path": path, "route": request.route, "status": status}
+    told |= {"seconds": round(seconds, 6), "decisions": request.decisions, "proposed": request.proposed}
+    if reply.upstream_id != request.id and SANE_ID.fullmatch(reply.upstream_id):
+        told["upstream_request_id"] = reply.upstream_id
+    shown = f": {decided}" if decided else ""
+    log.info("%s %s %d in %.3f s%s", method, path, status, seconds, shown, extra=fields(**told))
 
 
 def log_failure(what: str, error: BaseException) -> None:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import errno
 import gc
 import http.client
-import logging
 import resource
 import signal
 import socket
+import sys
 import time
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
@@ -23,6 +23,7 @@ from governor_server.app import GovernorApp, create_app, tracing_kind
 from governor_server.console import Console
 from governor_server.engine import Engine
 from governor_server.errors import PortInUse, ServerError, UpstreamUnreachable
+from governor_server.logs import LoggedConsole, count_dropped, logging_to
 from governor_server.protocol import bounded_protocol
 from governor_server.settings import ServerSettings, Settings
 
@@ -36,7 +37,6 @@ ring: by the default of 700 the collector looks through them for each response, 
 
 def run(settings: Settings, console: Console) -> None:
     """Serve until interrupted. Raises `ServerError` for whatever an operator can put right."""
-    _configure_logging(settings.server.log_level)
     if settings.tracing.endpoint is not None:
         tracing_kind()  # which tells what is missing before the engine was waited for
     allow_files()
@@ -45,6 +45,11 @@ def run(settings: Settings, console: Console) -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.default_int_handler)
     with ExitStack() as stack:
+        stack.enter_context(
+            logging_to(sys.stderr, settings.server.log_level, settings.server.log_format)
+        )
+        if settings.server.log_format == "json":
+            console = LoggedConsole()
         listener = stack.enter_context(listen(settings.server))
         if settings.engine.model is None:
             url = checked_upstream(settings)
@@ -171,6 +176,7 @@ def _serve(
     console: Console,
     engine: Engine | None = None,
 ) -> None:
+    count_dropped(app.metrics.fail_open_total.labels("log").inc)
     server = Server(
         configuration(settings, app),
         on_started=lambda: _announce(settings, app, listener, console),
@@ -235,9 +241,3 @@ def remarks(settings: Settings) -> list[str]:
             "(governor key)"
         )
     return lines
-
-
-def _configure_logging(level: str) -> None:
-    logging.basicConfig(level=level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    for chatty in ("uvicorn", "uvicorn.error", "asyncio"):
-        logging.getLogger(chatty).setLevel(logging.WARNING)

@@ -55,6 +55,7 @@ class ServerSettings(Section):
     host: str = "127.0.0.1"
     port: Port = 8000
     log_level: Literal["debug", "info", "warning", "error"] = "info"
+    log_format: Literal["text", "json"] = "text"
     drain_delay_s: float = Field(default=2.0, ge=0)
     shutdown_grace_s: Count = 10
 

@@ -177,7 +177,7 @@ class Tracing:
         return self
 
     @guarded
-    def begin(self, scope: Scope, route: str) -> RequestTrace:
+    def begin(self, scope: Scope, request_id: str, route: str) -> RequestTrace:
         """The trace of a request; `route` is its path where that is one of ours to know, else ""."""
         carrier = {name.decode(): header(scope, name) for name in CONTEXT_HEADERS}
         given = self.propagator.extract({name: value for name, value in carrier.items() if value})
@@ -186,6 +186,7 @@ class Tracing:
             "http.request.method": method,
             "url.path": scope["path"][:MAX_NAME_LENGTH],
             "url.scheme": scope["scheme"],
+            "governor.request_id": request_id,
         }
         if route:
             attributes["http.route"] = route

@@ -12,7 +12,10 @@ ROOT = Path(__file__).parents[2]
 
 def test_the_proxy_needs_only_its_own_dependencies() -> None:
     """The command and the application import without torch, vllm, transformers or the openai package."""
-    blocked = ("torch", "vllm", "transformers", "tokenizers", "openai", "matplotlib", "numpy")
+    blocked = (
+        *("torch", "vllm", "transformers", "tokenizers", "openai", "matplotlib", "numpy"),
+        "opentelemetry",
+    )
     code = (
         "import sys\n"
         f"sys.modules.update(dict.fromkeys({blocked!r}))\n"

@@ -101,7 +101,7 @@ class Stack:
 
     def _serve(self, arguments: Sequence[str], overrides: Mapping[str, str]) -> str:
         port = _free_port()
-        own = {"CONFIG": os.devnull, "STORE__PATH": ":memory:"}
+        own = {"CONFIG": os.devnull, "STORE__PATH": ":memory:", "SERVER__LOG_LEVEL": "warning"}
         variables = {f"{ENV_PREFIX}{name}": value for name, value in {**own, **overrides}.items()}
         # The guard ends the command when its standard input ends: on `stop`, and however this process dies. A
         # session of its own, so that a Ctrl-C of the terminal reaches us alone and the order is ours.
