@@ -2,11 +2,30 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, Final
 
 import orjson
 
 Headers = list[tuple[bytes, bytes]]
+
+SHAPE: Final[Mapping[str, Any]] = {
+    "type": "object",
+    "required": ["error"],
+    "properties": {
+        "error": {
+            "type": "object",
+            "required": ["message", "type", "param", "code"],
+            "properties": {
+                "message": {"type": "string"},
+                "type": {"type": "string"},
+                "param": {"type": ["string", "null"]},
+                "code": {"type": ["integer", "string", "null"]},
+            },
+        }
+    },
+}
+"""What an error looks like, as a JSON schema."""
 
 
 class ApiError(Exception):
@@ -35,3 +54,9 @@ class ApiError(Exception):
     def dumped(self) -> bytes:
         """The body."""
         return orjson.dumps(self.body)
+
+
+def described(errors: Mapping[int, str]) -> dict[int | str, dict[str, Any]]:
+    """The OpenAPI description of errors, by status and what it means."""
+    content = {"application/json": {"schema": SHAPE}}
+    return {status: {"description": text, "content": content} for status, text in errors.items()}

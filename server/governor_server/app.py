@@ -13,14 +13,18 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import orjson
-from fastapi import FastAPI, Response
+from fastapi import Depends, FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import PlainTextResponse
+from fastapi.security import HTTPBearer
 from prometheus_client import CollectorRegistry
+from starlette.exceptions import HTTPException
 
 from governor.decision import Mode
 from governor.governance import Governance
 from governor.standing import told
 from governor_server.access import Access
-from governor_server.api_errors import ApiError
+from governor_server.api_errors import ApiError, described
 from governor_server.asgi import Receive, Reply, Scope, Send
 from governor_server.balancer import Balancer, Member, is_healthy
 from governor_server.errors import SettingsError
@@ -279,16 +283,35 @@ def tracing_kind() -> type[Tracing]:
     return Tracing
 
 
+REFUSALS = described({401: "the key is missing or wrong", 403: "not from another machine without a key"})
+
+
+async def _in_shape(_: Request, error: Exception) -> Response:
+    """What FastAPI refuses, in the shape of all other errors."""
+    status, text, headers = 422, "", None
+    if isinstance(error, RequestValidationError):
+        first = error.errors()[0]
+        text = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
+    elif isinstance(error, HTTPException):
+        status, text, headers = error.status_code, error.detail, error.headers
+    body = ApiError(status, "invalid_request_error", text).dumped()
+    return Response(body, status, headers, media_type="application/json")
+
+
 def own_routes(app: GovernorApp) -> FastAPI:
     """Health, metrics and decisions."""
-    routes = FastAPI(title="tool-governor", openapi_url=None)
+    refused: dict[type[Exception] | int, Any] = {RequestValidationError: _in_shape, HTTPException: _in_shape}
+    routes = FastAPI(title="tool-governor", openapi_url=None, exception_handlers=refused)
+    # For the description: keys are checked before a route is found.
+    bearer = HTTPBearer(auto_error=False, description="One of `auth.admin_keys`, where there are any.")
+    key = [Depends(bearer)]
 
     @routes.get("/healthz")
     async def healthz() -> Mapping[str, str]:
         """Whether the process itself works: 200 as long as it can answer."""
         return {"status": "ok"}
 
-    @routes.get("/readyz")
+    @routes.get("/readyz", responses={503: {"description": "not now"}})
     async def readyz(response: Response) -> Mapping[str, str]:
         """Whether requests should come: 200, or 503 while the proxy ends or where upstream does not answer
         its health check within two seconds."""
@@ -299,19 +322,23 @@ def own_routes(app: GovernorApp) -> FastAPI:
         response.status_code = 200 if ready else 503
         return {"status": "ok" if ready else "upstream does not answer"}
 
-    @routes.get("/metrics")
+    @routes.get(METRICS, response_class=PlainTextResponse, responses=REFUSALS, dependencies=key)
     async def metrics() -> Response:
         """What the governor counts, in the text format of Prometheus."""
         await app.look_at_upstream()
         body, content_type = app.metrics.render()
         return Response(body, media_type=None, headers={"content-type": content_type})
 
-    @routes.get("/governor/gates")
+    @routes.get("/governor/gates", responses=REFUSALS, dependencies=key)
     async def gates() -> Mapping[str, Any]:
         """Where the calibrated gate of each model stands, with a sentence; empty under another policy."""
         return app.gatekeeper.report() if app.gatekeeper else {}
 
-    @routes.get("/governor/decisions")
+    @routes.get(
+        "/governor/decisions",
+        responses=REFUSALS | described({422: "no such parameter"}),
+        dependencies=key,
+    )
     async def decisions(conversation: str = "", limit: int = 100) -> Mapping[str, Any]:
         """The records of the newest `limit` calls, or of all calls of one `conversation`, oldest first: what
         was measured, what was decided and why, and the score that feedback gave the conversation."""
@@ -324,5 +351,7 @@ def own_routes(app: GovernorApp) -> FastAPI:
             ]
         }
 
-    routes.include_router(feedback_routes(app.feedback, app.store))
+    routes.include_router(
+        feedback_routes(app.feedback, app.store), responses=REFUSALS, dependencies=key
+    )
     return routes

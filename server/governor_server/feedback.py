@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import Any, Final
 
 import orjson
 from fastapi import APIRouter, Request, Response
@@ -17,6 +17,7 @@ from starlette.requests import ClientDisconnect
 
 from governor.outcomes import Conversation, effect
 from governor.records import CallRecord
+from governor_server.api_errors import described
 from governor_server.store import IN_MEMORY, RecordStore, Row, Table, TableFile
 
 FEEDBACK = "/governor/feedback"
@@ -26,6 +27,28 @@ MAX_BODY_BYTES = 64 * 1024
 MAX_ITEMS = 1000
 MAX_NAME_LENGTH = 256
 FIELDS = frozenset({"conversation", "score", "passed", "source", "comment"})
+
+NAME: Final = {"type": "string", "minLength": 1, "maxLength": MAX_NAME_LENGTH}
+ITEM: Final[Mapping[str, Any]] = {
+    "type": "object",
+    "required": ["conversation"],
+    "properties": {
+        "conversation": NAME,
+        "source": {"type": "string", "maxLength": MAX_NAME_LENGTH},
+        "score": {"type": "number", "minimum": 0, "maximum": 1},
+        "passed": {"type": "boolean"},
+        "comment": {},
+    },
+    "oneOf": [{"required": ["score"]}, {"required": ["passed"]}],
+    "additionalProperties": False,
+}
+"""One item of a body, as a JSON schema. The docstring of the route says it in words."""
+STORED: Final[Mapping[str, Any]] = {
+    "type": "object",
+    "required": ["conversation", "source", "score"],
+    "properties": {key: ITEM["properties"][key] for key in ("conversation", "source", "score")},
+    "additionalProperties": False,
+}
 
 Key = tuple[str, str]
 
@@ -152,7 +175,19 @@ def feedback_routes(
     """`POST /governor/feedback` takes feedback, `GET /governor/effect` says what governing did."""
     routes = APIRouter()
 
-    @routes.post(FEEDBACK)
+    @routes.post(
+        FEEDBACK,
+        responses={
+            200: {"content": {"application/json": {"schema": one_or_many(STORED)}}},
+            **described({400: "no feedback; the message says why"}),
+        },
+        openapi_extra={
+            "requestBody": {
+                "required": True,
+                "content": {"application/json": {"schema": one_or_many(ITEM)}},
+            }
+        },
+    )
     async def take(request: Request) -> Response:
         """How a conversation ended: an object, or a list of up to 1,000, of `conversation` (its name, as
         `x-governor-conversation` had it), either `passed` (true or false) or `score` (0 to 1), and if you
@@ -178,6 +213,11 @@ def feedback_routes(
         return measured(records.recent(len(records)), feedback.scores())
 
     return routes
+
+
+def one_or_many(item: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The schema of an item, or of a list of them."""
+    return {"oneOf": [item, {"type": "array", "items": item, "maxItems": MAX_ITEMS}]}
 
 
 def measured(records: Iterable[CallRecord], scores: Mapping[str, float]) -> dict[str, Any]:
