@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 export VENV ENGINE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup prometheus clients demo eval bench soak train-atlas serve test lint format unit e2e docs docs-serve reference lock build clean
+.PHONY: help setup prometheus clients demo eval bench soak fuzz train-atlas serve test lint format unit e2e docs docs-serve reference lock build clean
 
 help: ## Show this text
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -34,6 +34,9 @@ bench: setup clients ## Measure what the proxy adds to a request, beside LiteLLM
 
 soak: setup ## Ask the proxy for ten minutes while upstream dies and clients leave (ARGS="--seconds 60")
 	@$(BIN)/python -m benchmarks.soak $(ARGS)
+
+fuzz: setup ## Send broken requests and streams through the proxy (10 minutes; ARGS="--seconds 30")
+	@$(BIN)/python -m tests.fuzz $(ARGS)
 
 serve: setup ## Run the proxy (ARGS="--model ... " or ARGS="--upstream ...")
 	@$(BIN)/governor serve $(ARGS)

@@ -355,7 +355,7 @@ class Asked:
                 self._measures["gen_ai.request.model"] = tracing.models.label(model)
                 attributes["gen_ai.request.model"] = model
             if tracing.content and isinstance(body, bytes):
-                attributes["gen_ai.input.messages"] = said(orjson.loads(body).get("messages"))
+                attributes["gen_ai.input.messages"] = said(messages_of(body))
         context = set_span_in_context(parent)
         self._span = tracing.tracer.start_span(name, context, SpanKind.CLIENT, attributes)
         self._ended = False
@@ -525,6 +525,15 @@ def said(messages: object) -> str:
     return orjson.dumps(told, option=orjson.OPT_NON_STR_KEYS).decode()[:MAX_CONTENT_LENGTH]
 
 
+def messages_of(body: bytes) -> object:
+    """The messages of a request, which may be no request at all."""
+    try:
+        given = orjson.loads(body)
+    except orjson.JSONDecodeError:
+        return None
+    return given.get("messages") if isinstance(given, dict) else None
+
+
 def spoken(turn: Turn) -> Json:
     """A turn as a message of the chat API."""
     calls = [{"id": c.id, "function": {"name": c.name, "arguments": c.arguments}} for c in turn.calls]
@@ -546,10 +555,12 @@ def _message(message: Json) -> dict[str, Any]:
             parts.append({"type": "reasoning", "content": message["reasoning"]})
         if content:
             parts.append({"type": "text", "content": content})
-        for call in message.get("tool_calls") or ():
-            function = call.get("function") or {}
-            named = {"name": function.get("name"), "arguments": function.get("arguments")}
-            parts.append({"type": "tool_call", "id": call.get("id"), **named})
+        calls = message.get("tool_calls")
+        for call in calls if isinstance(calls, list) else ():
+            function = call.get("function") if isinstance(call, Mapping) else None
+            if isinstance(function, Mapping):
+                named = {"name": function.get("name"), "arguments": function.get("arguments")}
+                parts.append({"type": "tool_call", "id": call.get("id"), **named})
     told: dict[str, Any] = {"role": message.get("role"), "parts": parts}
     if message.get("finish_reason"):
         told["finish_reason"] = message["finish_reason"]

@@ -135,7 +135,7 @@ class ScriptedUpstream:
         else:
             self.received.append(request)
             self.asked.set()
-            answer = self.script.popleft()
+            answer = self.answer_to(request)
         leaving = asyncio.create_task(_left(reader))
         playing = asyncio.create_task(play(answer, writer, head_only=request.method == "HEAD"))
         await asyncio.wait({leaving, playing}, return_when=asyncio.FIRST_COMPLETED)
@@ -146,6 +146,10 @@ class ScriptedUpstream:
         for other in (leaving, playing):
             with suppress(asyncio.CancelledError, ConnectionError):
                 await other
+
+    def answer_to(self, request: Received) -> Answer:
+        """The answer to a request that has just arrived."""
+        return self.script.popleft()
 
     async def close(self) -> None:
         for task in self._tasks:
@@ -214,9 +218,11 @@ async def _pause(piece: Piece, writer: asyncio.StreamWriter) -> None:
 
 
 @asynccontextmanager
-async def scripted(*answers: Answer) -> AsyncIterator[ScriptedUpstream]:
+async def scripted(
+    *answers: Answer, kind: type[ScriptedUpstream] = ScriptedUpstream
+) -> AsyncIterator[ScriptedUpstream]:
     """A scripted upstream on a free port."""
-    upstream = ScriptedUpstream(deque(answers))
+    upstream = kind(deque(answers))
     server = await asyncio.start_server(upstream.serve, "127.0.0.1", 0)
     upstream.url = "http://{}:{}".format(*server.sockets[0].getsockname()[:2])
     try:
