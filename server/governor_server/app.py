@@ -33,6 +33,7 @@ from governor_server.gatekeeper import CALIBRATED, Gatekeeper
 from governor_server.metrics import Metrics, process_registry
 from governor_server.proxy import Proxy
 from governor_server.settings import Settings, TracingSettings
+from governor_server.shared import Shared
 from governor_server.store import RecordStore
 from governor_server.transcripts import TranscriptStore
 from governor_server.upstream import Upstream, UpstreamError
@@ -87,17 +88,21 @@ class GovernorApp:
         self.draining = False
         self.access = Access(settings.auth, trusts_upstream=settings.upstream.api_key is None)
         self.upstream = self._balanced(upstream_url)
+        url = settings.store.redis_url
+        self.shared = Shared(url.get_secret_value(), metrics.store_errors_total.inc) if url else None
         self.store = RecordStore(
             settings.store.path,
             max_records=settings.store.max_records,
             ttl_s=settings.store.ttl_s,
             keep_text=settings.store.keep_text,
+            shared=self.shared,
             on_error=metrics.store_errors_total.inc,
         )
         self.feedback = FeedbackStore(
             settings.store.path,
             max_items=settings.store.max_records,
             ttl_s=settings.store.ttl_s,
+            shared=self.shared,
             on_error=metrics.store_errors_total.inc,
         )
         self.transcripts: TranscriptStore | None = None
@@ -255,6 +260,8 @@ class GovernorApp:
             self.transcripts.close()
         if self.tracing is not None:
             self.tracing.close()
+        if self.shared is not None:
+            self.shared.close()
         self.metrics.close()
         await send({"type": "lifespan.shutdown.complete"})
 

@@ -27,6 +27,7 @@ SERVE_FLAGS: dict[str, tuple[str, ...]] = {
     "upstream": ("upstream", "url"),
     "host": ("server", "host"),
     "port": ("server", "port"),
+    "workers": ("server", "workers"),
     "mode": ("governance", "mode"),
     "policy": ("governance", "policy"),
     "action": ("governance", "action"),
@@ -130,6 +131,7 @@ def _add_serve(subparsers: Any) -> None:
     where = serve.add_argument_group("where to listen")
     where.add_argument("--host", metavar="HOST", help="address of the proxy (127.0.0.1)")
     where.add_argument("--port", metavar="PORT", help="port of the proxy (8000; 0 picks a free one)")
+    where.add_argument("--workers", metavar="N", help="processes that serve it (1; more need a Redis)")
     how = serve.add_argument_group("how to govern")
     how.add_argument("--mode", metavar="MODE", help="observe (measure only) or enforce (observe)")
     how.add_argument("--policy", metavar="NAME", help="observe, rules, threshold or another (threshold)")

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import fmean
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import orjson
 from fastapi import APIRouter, Request, Response
@@ -19,6 +19,9 @@ from governor.outcomes import Conversation, effect
 from governor.records import CallRecord
 from governor_server.api_errors import described
 from governor_server.store import IN_MEMORY, RecordStore, Row, Table, TableFile
+
+if TYPE_CHECKING:
+    from governor_server.shared import Shared, SharedLog
 
 FEEDBACK = "/governor/feedback"
 EFFECT = "/governor/effect"
@@ -76,7 +79,8 @@ class FeedbackStore:
     """The feedback of recent conversations, the last of each source. Safe to use from several threads.
 
     `path` is a file, which may be that of the records, or `:memory:`. At most `max_items` are kept, the
-    oldest go first, and none is counted more than `ttl_s` seconds after it came.
+    oldest go first, and none is counted more than `ttl_s` seconds after it came. With `shared`, what other
+    processes were told is here too, a moment later.
     """
 
     def __init__(
@@ -85,6 +89,7 @@ class FeedbackStore:
         *,
         max_items: int = 20_000,
         ttl_s: float = 7 * 24 * 3600.0,
+        shared: Shared | None = None,
         clock: Callable[[], float] = time.time,
         on_error: Callable[[], None] = lambda: None,
     ) -> None:
@@ -93,13 +98,17 @@ class FeedbackStore:
         self._clock = clock
         self._lock = threading.Lock()
         self._items: OrderedDict[Key, Feedback] = OrderedDict()
-        self._conversations: dict[str, dict[str, float]] = {}
+        self._conversations: dict[str, dict[str, Feedback]] = {}
         self._file: TableFile[Feedback] | None = None
+        self._log: SharedLog[Feedback] | None = None
         if path != IN_MEMORY:
             self._file = TableFile(Path(path), OUTCOMES, max_items, ttl_s, on_error)
             for item in self._file.read(clock() - ttl_s):
                 self._insert(item)
             self._file.start()
+        if shared is not None:
+            self._log = shared.log(OUTCOMES, self._take, max_rows=max_items, ttl_s=ttl_s)
+            self._log.start()
 
     def __repr__(self) -> str:
         return f"<FeedbackStore [{len(self)} items, {len(self._conversations)} conversations]>"
@@ -113,32 +122,48 @@ class FeedbackStore:
         with self._lock:
             for item in items:
                 self._insert(item)
-        if self._file is not None:
-            for item in items:
-                self._file.write(item)
+        for behind in (self._file, self._log):
+            if behind is not None:
+                for item in items:
+                    behind.write(item)
 
     def score(self, conversation: str) -> float | None:
         """The mean over the sources, or None where none spoke."""
         with self._lock:
-            self._expire()
-            scores = self._conversations.get(conversation)
-            return fmean(scores.values()) if scores else None
+            return self._scores([conversation]).get(conversation)
 
     def scores(self) -> dict[str, float]:
         """The score of every conversation that has one."""
         with self._lock:
-            self._expire()
-            return {name: fmean(scores.values()) for name, scores in self._conversations.items()}
+            return self._scores(self._conversations)
 
     def close(self) -> None:
-        """Write what is queued and let go of the file. Waits a few seconds at most."""
-        if self._file is not None:
-            self._file.close()
+        """Write what is queued and let go of the file and Redis. Waits a few seconds at most."""
+        for behind in (self._file, self._log):
+            if behind is not None:
+                behind.close()
+
+    def _take(self, item: Feedback) -> None:
+        """From another process."""
+        with self._lock:
+            known = self._items.get(item.key)
+            if known is None or known.created <= item.created:
+                self._insert(item)
+
+    def _scores(self, conversations: Iterable[str]) -> dict[str, float]:
+        self._expire()
+        oldest = self._oldest()
+        alive = {
+            name: [item.score for item in sources.values() if item.created >= oldest]
+            for name in conversations
+            if (sources := self._conversations.get(name))
+        }
+        return {name: fmean(scores) for name, scores in alive.items() if scores}
 
     def _insert(self, item: Feedback) -> None:
         self._remove(item.key)
         self._items[item.key] = item
-        self._conversations.setdefault(item.conversation, {})[item.source] = item.score
+        self._conversations.setdefault(item.conversation, {})[item.source] = item
         self._expire()
         while len(self._items) > self._max_items:
             self._remove(next(iter(self._items)))
@@ -153,13 +178,17 @@ class FeedbackStore:
             del self._conversations[conversation]
 
     def _expire(self) -> None:
-        """The items stand in the order in which they came, so that the expired ones are the first."""
-        oldest = self._clock() - self._ttl_s
+        """The items stand in the order in which they came, so that the expired ones are the first, but for
+        some of other processes: those go a little later, and do not count until then."""
+        oldest = self._oldest()
         while self._items:
             key, item = next(iter(self._items.items()))
             if item.created >= oldest:
                 return
             self._remove(key)
+
+    def _oldest(self) -> float:
+        return self._clock() - self._ttl_s
 
 
 def _encode(item: Feedback) -> Row:

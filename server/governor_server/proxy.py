@@ -73,6 +73,8 @@ class Records(Protocol):
 
     def conversation(self, call_ids: tuple[str, ...]) -> str | None: ...
 
+    async def catch_up(self) -> None: ...
+
 
 class Transcripts(Protocol):
     """Where the texts of conversations are kept, if they are."""
@@ -173,7 +175,7 @@ class Proxy:
             waited_s = perf_counter() - came
             chat: GovernedChat | None = None
             with self.fail_open("request"):
-                if (exchange := self._open(scope, caller, raw)) is not None:
+                if (exchange := await self._open(scope, caller, raw)) is not None:
                     chat = GovernedChat(
                         self, scope, caller, raw, exchange, reply, start=start, waited_s=waited_s
                     )
@@ -218,7 +220,7 @@ class Proxy:
             self.upstream, method, target, headers, body, affinity, purpose, request.model if chat else None
         )
 
-    def _open(self, scope: Scope, caller: Caller, raw: bytes) -> Exchange | None:
+    async def _open(self, scope: Scope, caller: Caller, raw: bytes) -> Exchange | None:
         """The exchange for a request that may be governed, else None."""
         if header(scope, b"x-governor") == "off":
             return None
@@ -228,10 +230,13 @@ class Proxy:
             return None
         if (request := current.get()) is not None and isinstance(body, dict):
             request.model = str(body.get("model") or "")
-        return self._exchange(scope, caller.tenant, body) if untouched(body) is None else None
+        return await self._exchange(scope, caller.tenant, body) if untouched(body) is None else None
 
-    def _exchange(self, scope: Scope, tenant: str, body: Json) -> Exchange:
+    async def _exchange(self, scope: Scope, tenant: str, body: Json) -> Exchange:
         ids = {id: qualified(tenant, id) for id in result_ids(body)}
+        if ids and self.records.get(next(reversed(ids.values()))) is None:
+            # Another process may have written it just now.
+            await self.records.catch_up()
         given = header(scope, b"x-governor-conversation")
         conversation = (
             conversation_name(tenant, given) if given else self.records.conversation(tuple(ids.values()))

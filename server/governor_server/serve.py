@@ -26,6 +26,7 @@ from governor_server.errors import PortInUse, ServerError, UpstreamUnreachable
 from governor_server.logs import LoggedConsole, count_dropped, logging_to
 from governor_server.protocol import bounded_protocol
 from governor_server.settings import ServerSettings, Settings
+from governor_server.shared import Shared
 
 KEEP_ALIVE_S = 30
 """Longer than the 5 s after which common clients drop an idle connection: they never race our closing it."""
@@ -40,6 +41,9 @@ def run(settings: Settings, console: Console) -> None:
     if settings.tracing.endpoint is not None:
         tracing_kind()  # which tells what is missing before the engine was waited for
     allow_files()
+    if (redis := settings.store.redis_url) is not None:
+        # A mistake there is told now, and not once the engine has taken its minutes.
+        Shared(redis.get_secret_value()).close()
     # A termination then unwinds the stack as Ctrl-C does, and takes the engine down on its way. Scripts start
     # their background jobs with SIGINT ignored; it must end us before the web server takes it over, too.
     for number in (signal.SIGINT, signal.SIGTERM):

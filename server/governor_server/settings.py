@@ -16,6 +16,7 @@ import yaml
 from pydantic import (
     BaseModel,
     Field,
+    SecretStr,
     ValidationError,
     ValidationInfo,
     field_validator,
@@ -44,6 +45,7 @@ from governor_server.store import IN_MEMORY
 CONFIG_VARIABLE = "GOVERNOR_CONFIG"
 DEFAULT_CONFIG = Path("governor.yaml")
 ENV_PREFIX = "GOVERNOR_"
+REDIS_SCHEMES = ("redis://", "rediss://", "unix://")
 
 UNKNOWN_VOCAB_SIZE = 262_144
 """Where nobody can tell: as large as the largest common vocabulary, so that an upper bound remains one."""
@@ -54,6 +56,7 @@ class ServerSettings(Section):
 
     host: str = "127.0.0.1"
     port: Port = 8000
+    workers: Count = 1
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_format: Literal["text", "json"] = "text"
     drain_delay_s: float = Field(default=2.0, ge=0)
@@ -206,20 +209,15 @@ class MarkupSettings(Section):
 
 
 class StoreSettings(Section):
-    """Where records of calls are kept, how many and how long. `keep_conversations`: with all that was said,
-    to fine-tune a model on."""
+    """Where records of calls are kept, how many and how long, and the Redis through which several processes
+    share them. `keep_conversations`: with all that was said, to fine-tune a model on."""
 
     path: str = Field(default_factory=lambda: str(_state_home() / "records.db"))
+    redis_url: SecretStr | None = None
     max_records: Count = 20_000
     ttl_s: Seconds = 7 * 24 * 3600.0
     keep_text: bool = False
     keep_conversations: bool = False
-
-    @model_validator(mode="after")
-    def _somewhere(self) -> Self:
-        if self.keep_conversations and self.path == IN_MEMORY:
-            raise ValueError("keep_conversations needs a file: give store.path one")
-        return self
 
 
 class TracingSettings(Section):
@@ -277,6 +275,17 @@ class Settings(BaseSettings):
             raise ValueError("upstream.replicas are of upstream.url: engine.model has none")
         if self.upstream.url is not None and self.engine.model is not None:
             raise ValueError("upstream.url and engine.model are both set: keep one of them")
+        # Of the store, too: an error of a section shows what was given, and its address may hold a password.
+        if self.store.keep_conversations and self.store.path == IN_MEMORY:
+            raise ValueError("store.keep_conversations needs a file: give store.path one")
+        redis = self.store.redis_url
+        if redis is not None and not redis.get_secret_value().startswith(REDIS_SCHEMES):
+            raise ValueError(f"store.redis_url must begin with one of {', '.join(REDIS_SCHEMES)}")
+        if redis is None and self.server.workers > 1:
+            raise ValueError(
+                f"server.workers is {self.server.workers}, and workers know each other's calls only through "
+                "Redis: set store.redis_url (redis://127.0.0.1:6379), or server.workers to 1"
+            )
         allowed = self.engine.max_logprobs
         if self.engine.model is not None and 0 <= allowed < self.governance.top_logprobs:
             raise ValueError(

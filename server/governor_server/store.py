@@ -1,4 +1,5 @@
-"""Records of calls: in memory for reading, in SQLite so that a restart does not forget them.
+"""Records of calls: in memory for reading, in SQLite so that a restart does not forget them, and in Redis
+where several processes share them.
 
 Everything that is alive is in memory, so that no read ever waits for a disk on the event loop; the file is
 read once, at start, and written by a thread behind a bounded queue. A disk that is full, read-only or slow
@@ -18,12 +19,15 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Generic, TypeVar
+from typing import TYPE_CHECKING, Generic, TypeVar
 
 import orjson
 
 from governor.records import CallRecord
 from governor_server.tenants import qualified, tenant_of
+
+if TYPE_CHECKING:
+    from governor_server.shared import Shared, SharedLog
 
 IN_MEMORY = ":memory:"
 QUEUE_SIZE = 4096
@@ -92,8 +96,9 @@ class RecordStore:
     to use from several threads.
 
     `path` is a file, or `:memory:`. At most `max_records` are kept, the least recently used go first, and
-    none is given out more than `ttl_s` seconds after it was created. Unless `keep_text`, the file holds
-    numbers and digests only: neither arguments nor answers.
+    none is given out more than `ttl_s` seconds after it was created. With `shared`, what other processes put
+    is here too, a moment later. Unless `keep_text`, file and Redis hold numbers and digests only: neither
+    arguments nor answers.
     """
 
     def __init__(
@@ -103,6 +108,7 @@ class RecordStore:
         max_records: int = 20_000,
         ttl_s: float = 7 * 24 * 3600.0,
         keep_text: bool = False,
+        shared: Shared | None = None,
         clock: Callable[[], float] = time.time,
         on_error: Callable[[], None] = lambda: None,
     ) -> None:
@@ -114,12 +120,16 @@ class RecordStore:
         self._conversations: dict[str, dict[str, None]] = {}
         self._next_sweep = clock() + SWEEP_INTERVAL_S
         self._file: TableFile[CallRecord] | None = None
+        self._log: SharedLog[CallRecord] | None = None
+        table = records_table(keep_text)
         if path != IN_MEMORY:
-            table = records_table(keep_text)
             self._file = TableFile(Path(path), table, max_records, ttl_s, on_error)
             for record in self._file.read(clock() - ttl_s):
                 self._insert(record)
             self._file.start()
+        if shared is not None:
+            self._log = shared.log(table, self._take, max_rows=max_records, ttl_s=ttl_s)
+            self._log.start()
 
     def __repr__(self) -> str:
         return f"<RecordStore [{len(self)} records, {self.conversations} conversations]>"
@@ -142,8 +152,15 @@ class RecordStore:
         with self._lock:
             self._sweep()
             self._insert(record)
-        if self._file is not None:
-            self._file.write(record)
+        for behind in (self._file, self._log):
+            if behind is not None:
+                behind.write(record)
+
+    async def catch_up(self) -> None:
+        """Returns when the records that other processes had written by now are here, or after a few
+        hundredths of a second. Without others at once."""
+        if self._log is not None:
+            await self._log.catch_up()
 
     def conversation(self, call_ids: Iterable[str]) -> str | None:
         """The conversation that one of these calls belongs to, or None when none of them is known."""
@@ -165,9 +182,17 @@ class RecordStore:
         return tuple(records[-limit:] if limit > 0 else ())
 
     def close(self) -> None:
-        """Write what is queued and let go of the file. Waits a few seconds at most."""
-        if self._file is not None:
-            self._file.close()
+        """Write what is queued and let go of the file and Redis. Waits a few seconds at most."""
+        for behind in (self._file, self._log):
+            if behind is not None:
+                behind.close()
+
+    def _take(self, record: CallRecord) -> None:
+        """From another process."""
+        with self._lock:
+            self._sweep()
+            if not self._expired(record):
+                self._insert(record)
 
     def _get(self, call_id: str) -> CallRecord | None:
         record = self._records.get(call_id)

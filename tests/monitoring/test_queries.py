@@ -22,8 +22,8 @@ from governor.gate import ToolWeights
 from governor.standing import Standing, kept
 from governor_server.engine import free_port
 from scripts import metrics_reference
+from tests.binaries import binary
 from tests.governor.test_calibrated import GATE
-from tests.monitoring.binaries import binary
 from tests.monitoring.dashboards import NAMES, ROOT, dashboard, queries
 from tests.monitoring.load import Player, converse
 from tests.wire.generated import tool

@@ -11,7 +11,7 @@ import yaml
 
 from governor_server.metrics import LABELS
 from scripts import metrics_reference
-from tests.monitoring.binaries import binary
+from tests.binaries import binary
 
 ROOT = Path(__file__).parents[2]
 RULES = ROOT / "monitoring" / "prometheus" / "rules.yaml"

@@ -59,6 +59,9 @@ class DeadStore:
     def conversation(self, call_ids: tuple[str, ...]) -> str | None:
         raise OSError("no disk")
 
+    async def catch_up(self) -> None:
+        raise OSError("no disk")
+
 
 def unmeasured(generated: Generated, stream: bool) -> Any:
     """What the client would have received without a governor."""

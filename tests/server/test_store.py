@@ -3,132 +3,14 @@ from __future__ import annotations
 import sqlite3
 import stat
 import time
-from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from governor.probe import ProbeAnswer
-from governor.records import CallRecord
 from governor_server.store import RecordStore
-
-SECRET = "the capital of Nauru"
-
-
-class Clock:
-    """Time that a test moves."""
-
-    def __init__(self) -> None:
-        self.now = 1_000_000.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
-class Errors:
-    """Counts what the store reports."""
-
-    def __init__(self) -> None:
-        self.count = 0
-
-    def __call__(self) -> None:
-        self.count += 1
-
-
-def record(call_id: str, conversation: str = "c", created: float = 1_000_000.0, step: int = 0) -> CallRecord:
-    probe = ProbeAnswer(SECRET, True, 0.1, 0.2, 0.9, -1.0, 3, 10)
-    return CallRecord(
-        call_id=call_id,
-        conversation=conversation,
-        tool="search",
-        signature=f'search({{"q":"{SECRET}"}})',
-        step=step,
-        decision={"call_id": call_id, "action": "pass", "arguments": SECRET, "inputs": {"margin": 0.5}},
-        created=created,
-        entropy_before=0.25,
-        probe_before=probe,
-    )
-
-
-def until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 10
-    while not condition():
-        assert time.monotonic() < deadline, "nothing happened for 10 s"
-        time.sleep(0.01)
-
-
-def test_a_record_is_found_by_its_call_and_its_conversation() -> None:
-    """The client echoes call ids only; the conversation is found through any of them."""
-    store = RecordStore(clock=Clock())
-    first, second = record("a", "x", step=0), record("b", "x", step=1)
-    for each in (second, first, record("z", "y")):
-        store.put(each)
-    assert store.get("a") == first
-    assert store.get("unknown") is None
-    assert store.conversation(["unknown", "b"]) == "x"
-    assert store.conversation(["unknown"]) is None
-    assert store.of_conversation("x") == (first, second)
-    assert store.of_conversation("unknown") == ()
-    assert (len(store), store.conversations) == (3, 2)
-    assert repr(store) == "<RecordStore [3 records, 2 conversations]>"
-
-
-def test_a_record_is_replaced_when_its_result_is_measured() -> None:
-    """The next turn fills in what came after, under the same call id."""
-    store = RecordStore(clock=Clock())
-    store.put(record("a"))
-    store.put(replace(record("a"), entropy_after=0.1))
-    found = store.get("a")
-    assert found is not None
-    assert found.entropy_after == 0.1
-    assert len(store) == 1
-
-
-def test_the_newest_records_come_last() -> None:
-    """The list of decisions shows the end of the story."""
-    store = RecordStore(clock=Clock())
-    for number in (3, 1, 2):
-        store.put(record(str(number), created=1_000_000.0 + number))
-    assert [each.call_id for each in store.recent(2)] == ["2", "3"]
-    assert store.recent(0) == ()
-
-
-def test_the_least_recently_used_record_goes_first() -> None:
-    """A conversation that goes on keeps its records."""
-    store = RecordStore(max_records=2, clock=Clock())
-    store.put(record("a", "x"))
-    store.put(record("b", "y"))
-    store.get("a")
-    store.put(record("c", "z"))
-    assert store.get("b") is None
-    assert store.get("a") is not None
-    assert store.conversations == 2
-
-
-def test_an_expired_record_is_not_given_out() -> None:
-    """Neither by call nor by conversation."""
-    clock = Clock()
-    store = RecordStore(ttl_s=10, clock=clock)
-    store.put(record("a", created=clock.now))
-    clock.now += 10
-    assert store.get("a") is not None
-    clock.now += 1
-    assert store.conversation(["a"]) is None
-    assert store.get("a") is None
-    assert store.conversations == 0
-
-
-def test_expired_records_are_removed_without_being_asked_for() -> None:
-    """Abandoned conversations free their memory when others go on."""
-    clock = Clock()
-    store = RecordStore(ttl_s=10, clock=clock)
-    store.put(record("a", "x", created=clock.now))
-    clock.now += 1000
-    store.put(record("b", "y", created=clock.now))
-    assert len(store) == 1
+from tests.server.records import Clock, Errors, record, until
 
 
 @given(st.lists(st.tuples(st.sampled_from("abcdef"), st.sampled_from("xyz")), max_size=40), st.integers(1, 4))
@@ -143,34 +25,6 @@ def test_the_store_is_bounded_and_its_index_agrees_with_it(puts: list[tuple[str,
     for conversation in set(kept.values()):
         calls = {each.call_id for each in store.of_conversation(conversation)}
         assert calls == {call_id for call_id, where in kept.items() if where == conversation}
-
-
-def test_a_restart_forgets_nothing(tmp_path: Path) -> None:
-    """What was put before `close` is there for the next process."""
-    clock, path = Clock(), str(tmp_path / "deep" / "records.db")
-    store = RecordStore(path, keep_text=True, clock=clock)
-    records = [record(str(number), created=clock.now + number) for number in range(300)]
-    for each in records:
-        store.put(each)
-    store.close()
-    again = RecordStore(path, keep_text=True, clock=clock)
-    assert again.recent(300) == tuple(records)
-    again.close()
-
-
-def test_the_file_holds_no_text_unless_asked_to(tmp_path: Path) -> None:
-    """Numbers always can be stored, prompts and results only if the operator turns that on."""
-    for keep_text in (False, True):
-        path = tmp_path / f"{keep_text}.db"
-        store = RecordStore(str(path), keep_text=keep_text, clock=Clock())
-        store.put(record("a"))
-        store.close()
-        assert (SECRET.encode() in path.read_bytes()) is keep_text
-        again = RecordStore(str(path), keep_text=keep_text, clock=Clock())
-        found = again.get("a")
-        assert found is not None
-        assert (found.entropy_before, found.tool) == (0.25, "search")
-        again.close()
 
 
 def test_only_the_owner_may_read_the_file(tmp_path: Path) -> None:

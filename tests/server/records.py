@@ -1,0 +1,53 @@
+"""Records to put into stores, and what else tests of stores need."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+from governor.probe import ProbeAnswer
+from governor.records import CallRecord
+
+SECRET = "the capital of Nauru"
+
+
+class Clock:
+    """Time that a test moves."""
+
+    def __init__(self) -> None:
+        self.now = 1_000_000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class Errors:
+    """Counts what the store reports."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def __call__(self) -> None:
+        self.count += 1
+
+
+def record(call_id: str, conversation: str = "c", created: float = 1_000_000.0, step: int = 0) -> CallRecord:
+    probe = ProbeAnswer(SECRET, True, 0.1, 0.2, 0.9, -1.0, 3, 10)
+    return CallRecord(
+        call_id=call_id,
+        conversation=conversation,
+        tool="search",
+        signature=f'search({{"q":"{SECRET}"}})',
+        step=step,
+        decision={"call_id": call_id, "action": "pass", "arguments": SECRET, "inputs": {"margin": 0.5}},
+        created=created,
+        entropy_before=0.25,
+        probe_before=probe,
+    )
+
+
+def until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < deadline, "nothing happened for 10 s"
+        time.sleep(0.01)

@@ -1,0 +1,328 @@
+"""Processes that share their state through a real Redis, and what one that fails costs them: the sharing."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing, suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import orjson
+import pytest
+
+from governor_server import shared
+from governor_server.cli import main
+from governor_server.errors import SettingsError
+from governor_server.feedback import Feedback, FeedbackStore
+from governor_server.shared import Shared
+from governor_server.store import RecordStore
+from tests.server.bodies import answer
+from tests.server.records import SECRET, Clock, Errors, record, until
+from tests.server.redis_server import RedisServer
+from tests.server.scripted_upstream import Answer, Proxied, proxied, scripted
+from tests.wire.generated import Generated, chat, made
+
+NORWAY = ("c1", "lookup", '{"country": "Norway"}')
+CALLING = Generated(content="Let me look.", calls=[NORWAY])
+OSLO = Generated(content="Oslo", id="chatcmpl-2")
+QUESTION = {"role": "user", "content": "What is the capital of Norway?"}
+
+Open = Callable[..., RecordStore]
+
+
+@pytest.fixture
+def errors() -> Errors:
+    """The failures of all stores of a test."""
+    return Errors()
+
+
+@pytest.fixture
+def opened(redis_server: RedisServer, errors: Errors) -> Iterator[Open]:
+    """Opens the store of another process, as often as it is called."""
+    with ExitStack() as stack:
+
+        def open(**more: Any) -> RecordStore:
+            behind = stack.enter_context(closing(Shared(redis_server.url, errors)))
+            return stack.enter_context(closing(RecordStore(shared=behind, clock=Clock(), **more)))
+
+        yield open
+
+
+def known(store: RecordStore) -> set[str]:
+    return {each.call_id for each in store.recent(10_000)}
+
+
+def test_what_one_puts_all_know(opened: Open, redis_server: RedisServer, errors: Errors) -> None:
+    """Also those that begin later; and each call is kept once, however often it is measured."""
+    one, other = opened(), opened()
+    one.put(record("a", "talk"))
+    until(lambda: other.get("a") is not None)
+    assert other.conversation(["a"]) == "talk"
+    measured = other.get("a")
+    assert measured is not None
+    other.put(replace(measured, entropy_after=0.5))
+    until(lambda: (found := one.get("a")) is not None and found.entropy_after == 0.5)
+    (late,) = opened().recent(9)
+    assert late.entropy_after == 0.5
+    assert redis_server.client.xlen("governor:records") == 1
+    assert errors.count == 0
+
+
+def test_a_process_keeps_the_text_of_its_own_calls(opened: Open) -> None:
+    """Redis gives back what it was given, which is without: that must not replace the whole record."""
+    one, other = opened(), opened()
+    one.put(record("a"))
+    until(lambda: other.get("a") is not None)
+    other.put(record("b"))
+    until(lambda: one.get("b") is not None)
+    whole, numbers = one.get("a"), other.get("a")
+    assert whole is not None and whole.probe_before is not None and whole.probe_before.text == SECRET
+    assert numbers is not None and numbers.probe_before is not None and numbers.probe_before.text == ""
+
+
+async def test_a_request_waits_for_what_was_just_written(
+    opened: Open, redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A quick tool's result may come to another process before the record of its call does."""
+    monkeypatch.setattr(shared, "CATCH_UP_S", 10.0)
+    one, other = opened(), opened()
+    for number in range(50):
+        one.put(record(str(number)))
+        await one.catch_up()  # It is with Redis by then.
+        await other.catch_up()
+        assert other.get(str(number)) is not None
+
+
+async def test_a_client_that_leaves_meanwhile_disturbs_nothing(
+    opened: Open, redis_server: RedisServer, errors: Errors
+) -> None:
+    """Whatever the moment in which its request is cancelled, the next one finds its records."""
+    one, other = opened(), opened()
+    for number in range(100):
+        one.put(record(str(number)))
+        waiting = asyncio.create_task(other.catch_up())
+        await asyncio.sleep(number / 50_000)
+        waiting.cancel()
+        with suppress(asyncio.CancelledError):
+            await waiting
+    async with asyncio.timeout(10):
+        while len(other) < 100:
+            await other.catch_up()
+    assert known(other) == known(one)
+    assert errors.count == 0
+
+
+async def test_a_redis_that_is_killed_is_missed_by_nobody(
+    opened: Open, redis_server: RedisServer, errors: Errors, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Each process goes on with its memory; what it put meanwhile is shared once a Redis is back, even one
+    that knows nothing. The failures are counted, and told once."""
+    caplog.set_level(logging.INFO, "governor_server.shared")
+    one, other = opened(), opened()
+    one.put(record("before"))
+    until(lambda: other.get("before") is not None)
+    redis_server.kill()
+    until(lambda: errors.count >= 4)
+    began = time.monotonic()
+    one.put(record("meanwhile"))
+    await one.catch_up()
+    assert time.monotonic() - began < 0.05
+    assert one.get("meanwhile") is not None
+    assert {"before", "meanwhile"} == known(one)
+    redis_server.start()
+    until(lambda: {"before", "meanwhile"} == known(other))
+    other.put(record("after"))
+    until(lambda: one.get("after") is not None)
+    until(lambda: caplog.messages.count("Redis works again") == 2)
+    assert len([text for text in caplog.messages if "nothing is shared" in text]) == 2
+
+
+async def test_a_redis_that_hangs_delays_no_request(
+    opened: Open, redis_server: RedisServer, errors: Errors, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Longer than a few hundredths of a second, and only until it was noticed."""
+    monkeypatch.setattr(shared, "ANSWER_TIMEOUT_S", 0.5)
+    one, other = opened(), opened()
+    redis_server.halt()
+    began = time.monotonic()
+    one.put(record("a"))
+    await one.catch_up()
+    assert time.monotonic() - began < shared.CATCH_UP_S + 0.2
+    until(lambda: errors.count > 0)
+    redis_server.go_on()
+    until(lambda: other.get("a") is not None)
+
+
+def test_without_redis_a_process_begins_with_what_it_has(
+    redis_server: RedisServer, opened: Open, errors: Errors, tmp_path: Path
+) -> None:
+    """Its own file, say; and it shares that there is a Redis as soon as there is one."""
+    redis_server.kill()
+    path = str(tmp_path / "records.db")
+    with closing(RecordStore(path, clock=Clock())) as before:
+        before.put(record("a"))
+    began = time.monotonic()
+    store = opened(path=path)
+    assert time.monotonic() - began < 5
+    assert known(store) == {"a"}
+    until(lambda: errors.count > 0)
+    redis_server.start()
+    other = opened()
+    store.put(record("b"))
+    until(lambda: other.get("b") is not None)
+
+
+def test_a_redis_that_stays_away_fills_no_memory(
+    redis_server: RedisServer, opened: Open, errors: Errors, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What waits for it is bounded, and what is more than that is dropped and counted, at once."""
+    monkeypatch.setattr(shared, "QUEUE_SIZE", 10)
+    monkeypatch.setattr(shared, "MAX_BACKOFF_S", 30.0)
+    redis_server.kill()
+    store = opened()
+    began = time.monotonic()
+    for number in range(500):
+        store.put(record(str(number)))
+    assert time.monotonic() - began < 1
+    assert errors.count > 200
+    assert len(store) == 500
+
+
+def test_a_redis_without_room_is_a_redis_that_is_down(
+    opened: Open, redis_server: RedisServer, errors: Errors
+) -> None:
+    """It takes nothing, and says so: the records stay in memory until it does."""
+    one, other = opened(), opened()
+    redis_server.client.config_set("maxmemory", "1")
+    one.put(record("a"))
+    until(lambda: errors.count > 0)
+    assert one.get("a") is not None
+    redis_server.client.config_set("maxmemory", "0")
+    until(lambda: other.get("a") is not None)
+
+
+def test_feedback_is_shared(redis_server: RedisServer, errors: Errors) -> None:
+    """The last word of a source counts, whoever took it, and none counts after its time."""
+    clock = Clock()
+    with ExitStack() as stack:
+
+        def open() -> FeedbackStore:
+            behind = stack.enter_context(closing(Shared(redis_server.url, errors)))
+            return stack.enter_context(closing(FeedbackStore(shared=behind, ttl_s=10, clock=clock)))
+
+        one, other = open(), open()
+        one.put([Feedback("talk", "judge", 0.0, clock.now), Feedback("talk", "user", 0.5, clock.now)])
+        until(lambda: other.score("talk") == 0.25)
+        clock.now += 6
+        other.put([Feedback("talk", "judge", 1.0, clock.now)])
+        until(lambda: one.score("talk") == 0.75)
+        assert open().scores() == {"talk": 0.75}
+        clock.now += 6
+        assert one.score("talk") == other.score("talk") == open().score("talk") == 1.0
+    assert errors.count == 0
+
+
+# Whole proxies
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_conversation_goes_on_at_another_replica(
+    redis_server: RedisServer, stream: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its call is known there, its measurement is completed there, and both replicas say so."""
+    monkeypatch.setattr(shared, "CATCH_UP_S", 10.0)
+    answers = [answer(CALLING, stream), Answer.whole(replace(OSLO, sure=0.4)), answer(OSLO, stream)]
+    store = {"path": ":memory:", "redis_url": redis_server.url}
+    async with (
+        scripted(*answers) as upstream,
+        proxied(upstream, store=store) as one,
+        proxied(upstream, store=store) as other,
+    ):
+        _, first, _ = await one.chat(chat(stream=stream))
+        await one.app.store.catch_up()
+        _, second, _ = await other.chat(chat(QUESTION, *made(NORWAY), stream=stream))
+        conversation = first["x-governor-conversation"]
+        assert second["x-governor-conversation"] == conversation
+        await _post(other, "/governor/feedback", {"conversation": conversation, "passed": True})
+        async with asyncio.timeout(10):
+            while not (complete := await _complete(one, conversation)):  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+    assert [decision["score"] for decision in complete] == [1.0]
+
+
+async def test_without_redis_requests_are_answered_and_failures_counted(redis_server: RedisServer) -> None:
+    """By each replica for itself, and not later."""
+    answers = [answer(CALLING, False), Answer.whole(replace(OSLO, sure=0.4)), answer(OSLO, False)]
+    redis_server.kill()
+    store = {"path": ":memory:", "redis_url": redis_server.url}
+    async with scripted(*answers) as upstream, proxied(upstream, store=store) as proxy:
+        _, first, _ = await proxy.chat(chat())
+        status, second, _ = await proxy.chat(chat(QUESTION, *made(NORWAY)))
+        assert status == 200
+        assert second["x-governor-conversation"] == first["x-governor-conversation"]
+        assert proxy.metric("governor_store_errors_total") > 0
+        assert proxy.metric("governor_fail_open_total", where="request") == 0
+
+
+async def _post(proxy: Proxied, path: str, body: Any) -> None:
+    async with proxy.client.post(path, json=body) as response:
+        assert response.status == 200
+
+
+async def _complete(proxy: Proxied, conversation: str) -> list[dict[str, Any]]:
+    """The decisions of a conversation that are measured and scored."""
+    async with proxy.client.get("/governor/decisions", params={"conversation": conversation}) as response:
+        decisions: list[dict[str, Any]] = orjson.loads(await response.read())["decisions"]
+    return [each for each in decisions if each["entropy_after"] is not None and each["score"] is not None]
+
+
+# Settings
+
+
+def test_the_client_of_redis_is_an_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its absence is told in a line that says how to get it."""
+    monkeypatch.setitem(sys.modules, "redis", None)
+    with pytest.raises(SettingsError, match=r"pip install 'tool-governor\[redis\]'"):
+        Shared("redis://127.0.0.1")
+
+
+@pytest.mark.parametrize(
+    ("settings", "part"),
+    [
+        ("server: {workers: 2}", "set store.redis_url"),
+        ("store: {redis_url: 'http://:hunter2@a'}", "store.redis_url must begin with one of redis://"),
+        (
+            "store: {redis_url: 'redis://:hunter2@a', keep_conversations: true, path: ':memory:'}",
+            "needs a file",
+        ),
+        ("store: {redis_url: 'redis://:hunter2@a:99999'}", "store.redis_url: Port out of range"),
+    ],
+)
+def test_a_mistake_is_one_line_without_the_password(
+    settings: str, part: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Before anything is started."""
+    config = tmp_path / "governor.yaml"
+    config.write_text(settings)
+    arguments = ["serve", "--config", str(config), "--upstream", "http://127.0.0.1:9", "--port", "0"]
+    assert main(arguments) == 2
+    said = capsys.readouterr().err
+    assert part in said and said.count("\n") == 1
+    assert "hunter2" not in said
+
+
+def test_the_password_is_masked_where_settings_are_printed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """People paste it into reports."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("GOVERNOR_STORE__REDIS_URL", "redis://:hunter2@a")
+    assert main(["serve", "--workers", "2", "--print-config"]) == 0
+    printed = capsys.readouterr().out
+    assert "  workers: 2\n" in printed
+    assert "hunter2" not in printed
