@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 from typing import Final, Literal
 
 from prometheus_client import (
@@ -21,12 +23,19 @@ from prometheus_client import (
     ProcessCollector,
     disable_created_metrics,
 )
+from prometheus_client import values as client_values
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
+from prometheus_client.metrics_core import Metric
 from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
+from prometheus_client.registry import Collector
 
 from governor.standing import Standing
 
 MULTIPROCESS_DIR: Final = "PROMETHEUS_MULTIPROC_DIR"
+WORKERS_FILE: Final = "workers"
+"""In that folder: the ids of the processes that run, where `governor serve` started them."""
+PARENT: Final = 0
+"""The number of the process that started the workers; theirs begin with 1."""
 
 MAX_TOOL_NAMES = 50
 """Tool names come from clients; past this many the label is `other`, or a client could grow the registry."""
@@ -73,7 +82,7 @@ LABELS: Final[Mapping[str, str]] = {
 }
 """What the values of each label are, and what bounds their number."""
 
-Merge = Literal["livesum", "livemostrecent"]
+Merge = Literal["livesum", "livemax", "livemostrecent"]
 """How a gauge of several processes becomes one value; those that ended no longer count."""
 
 TOOL_NAME = re.compile(r"[\w.:/-]{1,64}", re.ASCII)
@@ -213,7 +222,7 @@ class Metrics:
         self.engine_restarts_total = counter(
             "engine_restarts", "Times the engine was started again after it died."
         )
-        self.conversations = gauge("conversations", "Conversations that have a record.", "livesum")
+        self.conversations = gauge("conversations", "Conversations that have a record.", "livemax")
         self.running_requests = gauge("running_requests", "Requests that have their turn.", "livesum")
         self.waiting_requests = gauge("waiting_requests", "Requests that wait for their turn.", "livesum")
         for where in FAIL_OPEN:
@@ -264,6 +273,7 @@ class Metrics:
         if MULTIPROCESS_DIR in os.environ:
             registry = CollectorRegistry()
             MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
+            registry.register(Processes(Path(os.environ[MULTIPROCESS_DIR]) / WORKERS_FILE))
         return generate_latest(registry), CONTENT_TYPE_LATEST
 
     def close(self) -> None:
@@ -287,6 +297,49 @@ class Names:
             return OTHER
         self._seen.add(name)
         return name
+
+
+class Processes(Collector):
+    """Memory, CPU time and open files of all processes together whose ids stand in the file `path`; nothing
+    where there is no such file. The start is that of the first, the limit of files that of each."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def collect(self) -> Iterable[Metric]:
+        """One family for each of the metrics of `process_registry`."""
+        try:
+            pids = [int(pid) for pid in self._path.read_text().split()]
+        except FileNotFoundError:
+            return
+        families: dict[str, list[Metric]] = {}
+        for pid in pids:
+            for family in ProcessCollector(pid=partial(int, pid), registry=None).collect():
+                families.setdefault(family.name, []).append(family)
+        for name, (first, *others) in families.items():
+            values = [sample.value for family in (first, *others) for sample in family.samples]
+            together = min if name in ("process_start_time_seconds", "process_max_fds") else sum
+            first.samples = [first.samples[0]._replace(value=together(values))]
+            yield first
+
+
+def join_workers(number: int) -> None:
+    """From now on the metrics of this process are those of the worker `number`. What another process counted
+    under that number goes on."""
+    client_values.ValueClass = client_values.MultiProcessValue(lambda: number)  # type: ignore
+
+
+def mark_worker_dead(number: int) -> None:
+    """The gauges of a worker no longer count."""
+    mark_process_dead(number)  # type: ignore[no-untyped-call]
+
+
+def write_workers(pids: Iterable[int]) -> None:
+    """Say which processes run, to those that are scraped."""
+    path = Path(os.environ[MULTIPROCESS_DIR]) / WORKERS_FILE
+    fresh = path.with_suffix(".new")
+    fresh.write_text(" ".join(map(str, pids)))
+    os.replace(fresh, path)
 
 
 def process_registry() -> CollectorRegistry:

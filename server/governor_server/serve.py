@@ -17,6 +17,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import uvicorn
+from prometheus_client import CollectorRegistry
 
 from governor_server.access import is_loopback
 from governor_server.app import GovernorApp, create_app, tracing_kind
@@ -24,9 +25,11 @@ from governor_server.console import Console
 from governor_server.engine import Engine
 from governor_server.errors import PortInUse, ServerError, UpstreamUnreachable
 from governor_server.logs import LoggedConsole, count_dropped, logging_to
+from governor_server.metrics import PARENT, Metrics, join_workers
 from governor_server.protocol import bounded_protocol
 from governor_server.settings import ServerSettings, Settings
 from governor_server.shared import Shared
+from governor_server.workers import Workers, shared_metrics
 
 KEEP_ALIVE_S = 30
 """Longer than the 5 s after which common clients drop an idle connection: they never race our closing it."""
@@ -55,14 +58,20 @@ def run(settings: Settings, console: Console) -> None:
         if settings.server.log_format == "json":
             console = LoggedConsole()
         listener = stack.enter_context(listen(settings.server))
-        if settings.engine.model is None:
-            url = checked_upstream(settings)
-            _serve(settings, create_app(settings, upstream_url=url), listener, console)
-            return
-        engine = stack.enter_context(Engine(settings.engine, console.say, console.progress))
-        engine.wait_ready()
-        app = create_app(settings, upstream_url=engine.url, vocab_size=engine.vocab_size)
-        _serve(settings, app, listener, console, engine)
+        engine: Engine | None = None
+        if settings.engine.model is not None:
+            engine = stack.enter_context(Engine(settings.engine, console.say, console.progress))
+            engine.wait_ready()
+        url = engine.url if engine else checked_upstream(settings)
+        vocab_size = engine.vocab_size if engine else None
+        if settings.server.workers > 1:
+            stack.enter_context(shared_metrics())
+            workers = Workers(settings, listener, url, vocab_size, console)
+            _serve_by_workers(settings, workers, engine, console)
+        else:
+            app = create_app(settings, upstream_url=url, vocab_size=vocab_size)
+            serve(settings, app, listener, lambda: _announce(settings, listener, console), engine)
+        console.say("stopped")
 
 
 def allow_files() -> None:
@@ -123,7 +132,7 @@ class Server(uvicorn.Server):
     def __init__(
         self,
         config: uvicorn.Config,
-        on_started: Callable[[], None],
+        on_started: Callable[[], object],
         on_draining: Callable[[], None] = lambda: None,
         drain_delay_s: float = 0.0,
     ) -> None:
@@ -173,17 +182,19 @@ def settle_heap() -> None:
     gc.set_threshold(*COLLECT_AFTER)
 
 
-def _serve(
+def serve(
     settings: Settings,
     app: GovernorApp,
     listener: socket.socket,
-    console: Console,
+    on_started: Callable[[], object],
     engine: Engine | None = None,
 ) -> None:
+    """Serve in this process until terminated. Raises `ServerError` where it cannot start, and where the
+    engine cannot go on."""
     count_dropped(app.metrics.fail_open_total.labels("log").inc)
     server = Server(
         configuration(settings, app),
-        on_started=lambda: _announce(settings, app, listener, console),
+        on_started=on_started,
         on_draining=app.drain,
         drain_delay_s=settings.server.drain_delay_s,
     )
@@ -196,7 +207,15 @@ def _serve(
         raise server.failure
     if not server.started:
         raise ServerError("the proxy could not start; the lines above say why")
-    console.say("stopped")
+
+
+def _serve_by_workers(settings: Settings, workers: Workers, engine: Engine | None, console: Console) -> None:
+    """Serve in several processes; the engine stays this one's."""
+    if engine is not None:
+        join_workers(PARENT)
+        metrics = Metrics(CollectorRegistry())
+        engine.supervise(workers.fail, on_restart=metrics.engine_restarts_total.inc)
+    workers.run(lambda: _announce(settings, workers.listener, console))
 
 
 def configuration(settings: Settings, app: Any) -> uvicorn.Config:
@@ -219,13 +238,14 @@ def configuration(settings: Settings, app: Any) -> uvicorn.Config:
     )
 
 
-def _announce(settings: Settings, app: GovernorApp, listener: socket.socket, console: Console) -> None:
+def _announce(settings: Settings, listener: socket.socket, console: Console) -> None:
     host, port = listener.getsockname()[:2]
     host = f"[{host}]" if ":" in host else host
     governance = settings.governance
-    console.say(
-        f"ready: base_url http://{host}:{port}/v1 (mode {governance.mode}, policy {governance.policy})"
-    )
+    how = f"mode {governance.mode}, policy {governance.policy}"
+    if settings.server.workers > 1:
+        how += f", {settings.server.workers} workers"
+    console.say(f"ready: base_url http://{host}:{port}/v1 ({how})")
     for line in remarks(settings):
         console.say(line)
 

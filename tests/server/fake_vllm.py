@@ -31,7 +31,7 @@ def install(directory: Path, monkeypatch: pytest.MonkeyPatch, build: str = "vllm
     metadata.parent.mkdir()
     metadata.write_text(f"Metadata-Version: 2.1\nName: {build}\nVersion: 0.32.0\n")
     monkeypatch.syspath_prepend(str(directory))
-    monkeypatch.setenv("PYTHONPATH", str(directory))
+    monkeypatch.setenv("PYTHONPATH", str(directory), prepend=os.pathsep)
     # The log of the fake's processes and requests.
     monkeypatch.setenv("FAKE_VLLM_DIARY", str(directory / "diary"))
 
@@ -52,7 +52,12 @@ def diary(directory: Path, word: str) -> list[str]:
 
 def alive(directory: Path) -> list[int]:
     """The process ids of all fakes, and of their children, that still run."""
-    return [int(pid) for pid in diary(directory, "pid") if _state(int(pid)) not in ("", "Z")]
+    return [int(pid) for pid in diary(directory, "pid") if running(int(pid))]
+
+
+def running(pid: int) -> bool:
+    """Whether a process has not ended."""
+    return _state(pid) not in ("", "Z")
 
 
 def _state(pid: int) -> str:

@@ -1,0 +1,160 @@
+"""Several workers as real processes behind one port, with a real Redis between them."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.client import HTTPConnection
+from pathlib import Path
+
+import pytest
+
+from governor_server.metrics import MULTIPROCESS_DIR
+from governor_server.workers import ending
+from tests.server import fake_vllm
+from tests.server.redis_server import RedisServer
+from tests.server.test_cli import Governor, get, governor
+
+WORKERS = 2
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, redis_server: RedisServer) -> None:
+    """Away from any configuration file, with state and temporary files of its own."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setenv("GOVERNOR_STORE__REDIS_URL", redis_server.url)
+    monkeypatch.setenv("GOVERNOR_SERVER__DRAIN_DELAY_S", "0.2")
+    monkeypatch.delenv(MULTIPROCESS_DIR, raising=False)
+    fake_vllm.install(tmp_path, monkeypatch)
+
+
+@contextmanager
+def running(tmp_path: Path) -> Iterator[tuple[Governor, int]]:
+    """Workers that serve, and their port."""
+    arguments = ["--model", fake_vllm.model(tmp_path), "--port", "0", "--workers", str(WORKERS)]
+    with governor(tmp_path, "serve", *arguments) as run:
+        yield run, run.ready()
+
+
+def children(run: Governor) -> set[int]:
+    """The workers that run."""
+    found = set()
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            parent = int((process / "stat").read_text().rsplit(")", 1)[1].split()[1])
+            if parent == run.process.pid and b"governor_server.worker" in (process / "cmdline").read_bytes():
+                found.add(int(process.name))
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+    return found
+
+
+def scraped(port: int) -> dict[str, float]:
+    """What some worker shows."""
+    connection = HTTPConnection("127.0.0.1", port, timeout=10)
+    connection.request("GET", "/metrics")
+    text = connection.getresponse().read().decode()
+    connection.close()
+    return {name: float(value) for name, value in re.findall(r"^([^#\s]\S*) (\S+)$", text, re.MULTILINE)}
+
+
+def requests(port: int) -> float:
+    """Those that were answered so far, but for the scrapes."""
+    return scraped(port).get('governor_requests_total{code="200",route="other"}', 0.0)
+
+
+def until_gone(workers: set[int]) -> None:
+    deadline = time.monotonic() + 20
+    while any(fake_vllm.running(worker) for worker in workers):
+        assert time.monotonic() < deadline, "workers without a parent"
+        time.sleep(0.05)
+
+
+def test_several_workers_are_one_proxy(tmp_path: Path) -> None:
+    """One engine, and what one worker counts all show. A termination is passed on: requests are taken until
+    the door is closed, and then all end well."""
+    with running(tmp_path) as (run, port):
+        workers = children(run)
+        assert len(workers) == WORKERS
+        assert len(fake_vllm.diary(tmp_path, "arguments")) == 1
+        for _ in range(40):
+            assert get(port, "/v1/models") == 200
+        shown = [scraped(port) for _ in range(6)]
+        answered = 'governor_requests_total{code="200",route="other"}'
+        assert [each[answered] for each in shown] == [40] * 6
+        assert all(each["governor_running_requests"] == 0 for each in shown)
+        own = int(Path(f"/proc/{run.process.pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGESIZE")
+        assert all(each["process_resident_memory_bytes"] > 1.5 * own for each in shown)
+        assert all(each["governor_store_errors_total"] == 0 for each in shown)
+        run.process.send_signal(signal.SIGTERM)
+        time.sleep(0.1)
+        assert get(port, "/v1/models") == 200
+        assert run.process.wait(30) == 0
+        with pytest.raises(OSError):
+            get(port, "/v1/models")
+        assert "Traceback" not in run.read()
+        assert run.read().endswith("governor: stopped\n")
+        assert f"{WORKERS} workers" in run.read()
+        assert not any(fake_vllm.running(worker) for worker in workers)
+    assert fake_vllm.alive(tmp_path) == []
+    assert list(tmp_path.glob("governor-metrics-*")) == []
+
+
+def test_a_worker_that_dies_is_replaced(tmp_path: Path) -> None:
+    """The others go on meanwhile, and what it had counted still counts."""
+    with running(tmp_path) as (run, port):
+        for _ in range(20):
+            assert get(port, "/v1/models") == 200
+        victim, *_ = before = children(run)
+        os.kill(victim, signal.SIGKILL)
+        run.until(lambda: "died (SIGKILL); starting it again" in run.read())
+        run.until(lambda: len(children(run) - {victim}) == len(before))
+        for _ in range(20):
+            assert get(port, "/v1/models") == 200
+        assert requests(port) == 40
+        assert scraped(port)["governor_running_requests"] == 0
+        assert run.end(signal.SIGINT) == 0
+        assert "Traceback" not in run.read()
+
+
+def test_workers_end_with_their_parent(tmp_path: Path) -> None:
+    """Also with one that could not tell them."""
+    with running(tmp_path) as (run, _):
+        workers = children(run)
+        run.process.kill()
+        run.process.wait()
+        until_gone(workers)
+
+
+def test_an_engine_that_gives_up_ends_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With its own error in the last line."""
+    monkeypatch.setenv("GOVERNOR_ENGINE__MAX_QUICK_DEATHS", "1")
+    arguments = ["--model", fake_vllm.model(tmp_path), "--port", "0", "--workers", str(WORKERS)]
+    with governor(tmp_path, "serve", *arguments, "--", "--fake", "die-soon") as run:
+        run.until(lambda: len(children(run)) == WORKERS)
+        workers = children(run)
+        assert run.process.wait(30) == 1
+        assert "giving up" in run.read().splitlines()[-1]
+        until_gone(workers)
+
+
+def test_workers_that_cannot_start_end_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rather than being started over and over; the reason stands above."""
+    # In the way of each worker's event loop, of which the parent has none.
+    (tmp_path / "uvloop.py").write_text("raise RuntimeError('no loop today')")
+    arguments = ["--model", fake_vllm.model(tmp_path), "--port", "0", "--workers", str(WORKERS)]
+    with governor(tmp_path, "serve", *arguments) as run:
+        assert run.process.wait(30) == 1
+        assert re.search(r"worker \d could not start \(exit code 1\)", run.read().splitlines()[-1])
+        assert "no loop today" in run.read()
+
+
+def test_an_end_is_told_in_words() -> None:
+    """In the line that says that a worker died."""
+    assert (ending(-9), ending(1)) == ("SIGKILL", "exit code 1")
