@@ -33,7 +33,7 @@ from governor_server.gatekeeper import CALIBRATED, Gatekeeper
 from governor_server.metrics import Metrics, process_registry
 from governor_server.proxy import Proxy
 from governor_server.settings import Settings, TracingSettings
-from governor_server.shared import Shared
+from governor_server.shared import Shared, lease_s
 from governor_server.store import RecordStore
 from governor_server.transcripts import TranscriptStore
 from governor_server.upstream import Upstream, UpstreamError
@@ -143,6 +143,7 @@ class GovernorApp:
                 records=lambda: self.store.recent(settings.store.max_records),
                 changed=self._govern,
                 by_tenant=settings.auth.isolation == "full",
+                shared=self.shared.gates(lease_s(settings.calibration.renew_s)) if self.shared else None,
                 clock=time.time,
             )
             self.gatekeeper.load()
@@ -251,8 +252,9 @@ class GovernorApp:
             renewing = asyncio.create_task(self.gatekeeper.run()) if self.gatekeeper else None
             await send({"type": "lifespan.startup.complete"})
             await receive()
-            if renewing is not None:
+            if renewing is not None and self.gatekeeper is not None:
                 renewing.cancel()
+                await asyncio.to_thread(self.gatekeeper.close)
             await self.proxy.close()
         self.store.close()
         self.feedback.close()

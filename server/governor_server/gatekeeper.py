@@ -3,6 +3,10 @@
 While a model has no certificate, its conversations are only observed, whatever the configured mode: that is
 what a gate learns from. The fit needs scikit-learn (the extra `calibration`); without it a gate that was
 made elsewhere is still used, and none is made.
+
+Of several processes that share their state one leads: it alone makes gates, from the records of all, and
+the others take them over. So the budget of errors is spent once, and whoever comes after a leader that died
+goes on where that one stopped.
 """
 
 from __future__ import annotations
@@ -21,6 +25,7 @@ from typing import Any, Final
 import orjson
 
 from governor.decision import Mode
+from governor.drift import lapse
 from governor.errors import GovernorError
 from governor.governance import Governance
 from governor.policies.calibrated import CalibratedPolicy
@@ -28,6 +33,7 @@ from governor.records import CallRecord
 from governor.rules import RuleSettings
 from governor.standing import Key, Standing, kept, restored, told
 from governor_server.settings import CalibrationSettings
+from governor_server.shared import SharedGates
 from governor_server.tenants import tenant_of
 
 CALIBRATED: Final = "calibrated"
@@ -44,7 +50,8 @@ class Gatekeeper:
     The gate of the tenant "" is the operator's: every other tenant begins with it, and goes on from its own
     records. `by_tenant` False: all tenants are learned from, and governed, alike, under the tenant "".
     `records` gives what is to be learned from; `changed` is called on the event loop when a standing is
-    another one. Renewals run in a thread, one at a time.
+    another one. Renewals run in a thread, one at a time. `shared` is where other processes find the gates;
+    while it cannot be reached no gate is made, and one that does harm is still given up.
     """
 
     settings: CalibrationSettings
@@ -52,25 +59,32 @@ class Gatekeeper:
     records: Callable[[], Iterable[CallRecord]]
     changed: Callable[[], None]
     by_tenant: bool = True
+    shared: SharedGates | None = None
     clock: Callable[[], float] = time.time
     standings: dict[Key, Standing] = field(default_factory=dict)
+    _fits: bool = field(default_factory=lambda: importlib.util.find_spec("sklearn") is not None)
 
     def load(self) -> None:
-        """Read what was kept; a file that cannot be read is told, and the learning begins anew."""
+        """Read what was kept: in the file, and by all processes, which wins. What cannot be read is told, and
+        the learning begins anew."""
         path = self.settings.path
         try:
-            data = orjson.loads(Path(path).read_bytes())
-            self.standings = restored(data)
+            self.standings = _restored(Path(path).read_bytes(), path) or {}
         except FileNotFoundError:
-            return
-        except (OSError, ValueError, GovernorError) as error:
+            pass
+        except OSError as error:
             log.warning("the gates in %s cannot be read, and are learned anew: %s", path, error)
+        if self.shared is not None:
+            with contextlib.suppress(OSError):
+                body = self.shared.read()
+                self.standings = (body and _restored(body, "Redis")) or self.standings
 
     async def run(self) -> None:
         """Renew from time to time, until cancelled."""
-        if importlib.util.find_spec("sklearn") is None:
+        if not self._fits:
             log.warning("no gate is fitted: install scikit-learn (tool-governor[calibration])")
-            return
+            if self.shared is None:
+                return
         while True:
             await asyncio.sleep(self.settings.renew_s)
             try:
@@ -79,8 +93,8 @@ class Gatekeeper:
                 log.exception("the gates could not be renewed; those in force stay")
 
     async def renew(self) -> None:
-        """One renewal, now."""
-        renewed = await asyncio.to_thread(self._renewed)
+        """One renewal, now: what this process learns, or what the one that leads has learned."""
+        renewed, ours = await asyncio.to_thread(self._looked)
         if renewed == self.standings:
             return
         for key, standing in renewed.items():
@@ -88,7 +102,14 @@ class Gatekeeper:
                 log.info("gate of %s: %s", told(key), sentence(standing))
         self.standings = renewed
         self.changed()
-        await asyncio.to_thread(self._save)
+        if ours:
+            await asyncio.to_thread(self._save)
+
+    def close(self) -> None:
+        """Let another process lead."""
+        if self.shared is not None:
+            with contextlib.suppress(OSError):
+                self.shared.resign()
 
     def governances(self, base: Governance) -> dict[Key, Governance]:
         """For each tenant and model that was seen, how its requests are governed."""
@@ -117,21 +138,60 @@ class Gatekeeper:
             for key, standing in self.standings.items()
         }
 
-    def _renewed(self) -> dict[Key, Standing]:
-        """Of a tenant from which nothing was learned, nothing is kept once its records are gone: anybody
-        could fill the memory with names otherwise."""
-        from governor_calibration.renewal import renew
+    def _looked(self) -> tuple[dict[Key, Standing], bool]:
+        """The standings as they are now, and whether they are to be kept in this process's file."""
+        if self.shared is None:
+            return self._renewed(self.standings), True
+        try:
+            return self._looked_at_all(self.shared)
+        except OSError:
+            # Counted and told there.
+            return self._without_harm(), False
 
+    def _looked_at_all(self, shared: SharedGates) -> tuple[dict[Key, Standing], bool]:
+        # First, so that what the one that led until now has written is read.
+        leads = self._fits and shared.lead()
+        body = shared.read()
+        found = None if body is None else _restored(body, "Redis")
+        known = self.standings if found is None else found
+        if not leads:
+            return known, False
+        renewed = self._renewed(known)
+        if renewed != found and not shared.write(orjson.dumps(kept(renewed))):
+            # It took so long that another leads: what it makes counts.
+            return known, False
+        return renewed, True
+
+    def _without_harm(self) -> dict[Key, Standing]:
+        """The standings, but for the gates that lapse by what this process knows."""
+        records = self._records_by_tenant()
+        standings = dict(self.standings)
+        for (tenant, model), standing in self.standings.items():
+            own = [record for record in records.get(tenant, ()) if record.model == model]
+            if standing.gate is not None and standing.enforces and (reason := lapse(standing.gate, own)):
+                fallen = replace(standing, lapsed=reason, since=self.clock(), conversations=0)
+                standings[tenant, model] = fallen
+        return standings
+
+    def _records_by_tenant(self) -> dict[str, list[CallRecord]]:
         by_tenant: dict[str, list[CallRecord]] = {}
         for record in self.records():
             tenant = tenant_of(record.conversation) if self.by_tenant else ""
             by_tenant.setdefault(tenant, []).append(record)
+        return by_tenant
+
+    def _renewed(self, standings: Mapping[Key, Standing]) -> dict[Key, Standing]:
+        """Of a tenant from which nothing was learned, nothing is kept once its records are gone: anybody
+        could fill the memory with names otherwise."""
+        from governor_calibration.renewal import renew
+
+        by_tenant = self._records_by_tenant()
         keys = {(tenant, record.model) for tenant, own in by_tenant.items() for record in own if record.model}
-        keys |= {key for key, standing in self.standings.items() if standing != Standing()}
+        keys |= {key for key, standing in standings.items() if standing != Standing()}
         return {
             (tenant, model): renew(
                 by_tenant.get(tenant, ()),
-                self.standings.get((tenant, model)) or self.standings.get(("", model)) or Standing(),
+                standings.get((tenant, model)) or standings.get(("", model)) or Standing(),
                 model=model,
                 max_harm=self.settings.max_harm,
                 confidence=self.settings.confidence,
@@ -154,6 +214,15 @@ class Gatekeeper:
             log.warning("the gates are kept in memory only: %s", error)
             with contextlib.suppress(OSError):
                 fresh.unlink(missing_ok=True)
+
+
+def _restored(body: bytes, where: str) -> dict[Key, Standing] | None:
+    """The standings in `body`, None where they cannot be read."""
+    try:
+        return restored(orjson.loads(body))
+    except (ValueError, GovernorError) as error:
+        log.warning("the gates in %s cannot be read, and are learned anew: %s", where, error)
+        return None
 
 
 def sentence(standing: Standing) -> str:

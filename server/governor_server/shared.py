@@ -34,6 +34,7 @@ START_TIMEOUT_S = 10.0
 """Until what is in Redis is read at the start. Later parts come beside the traffic."""
 CATCH_UP_S = 0.05
 """The longest that a request waits for what others have written."""
+LEAST_LEASE_S = 60.0
 FIRST_BACKOFF_S = 0.1
 MAX_BACKOFF_S = 5.0
 
@@ -378,6 +379,12 @@ def _place(entry: bytes) -> tuple[int, int]:
     """The id of an entry as something to compare: milliseconds, and a number within them."""
     milliseconds, _, number = entry.partition(b"-")
     return int(milliseconds), int(number)
+
+
+def lease_s(renew_s: float) -> float:
+    """How long a leader that was lost is waited for, where it looks every `renew_s` seconds. A fit takes
+    seconds."""
+    return max(LEAST_LEASE_S, 4 * renew_s)
 
 
 class SharedGates:

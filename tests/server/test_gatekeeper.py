@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,8 +19,11 @@ from governor.probe import ProbeAnswer
 from governor.records import CallRecord
 from governor.rules import RuleSettings
 from governor.standing import Standing, kept
+from governor_server import gatekeeper
 from governor_server.gatekeeper import Gatekeeper, sentence
 from governor_server.settings import CalibrationSettings
+from governor_server.shared import GATES, LEADER, Shared
+from tests.server.redis_server import RedisServer
 from tests.server.scripted_upstream import Answer, proxied, scripted
 from tests.wire.generated import Generated, chat, tool
 
@@ -203,6 +206,139 @@ async def test_a_disk_that_is_full_costs_no_gate(tmp_path: Path) -> None:
     learned = keeper(tmp_path / "file" / "gates.json", many(1800))
     await learned.renew()
     assert learned.standings["", "atlas"].enforces
+
+
+# Several processes
+
+
+@pytest.fixture
+def shared(redis_server: RedisServer, tmp_path: Path) -> Iterator[Callable[..., Gatekeeper]]:
+    """The keeper of another process on another machine, each time it is called."""
+    opened: list[Shared] = []
+
+    def open(records: Iterable[CallRecord] = ()) -> Gatekeeper:
+        opened.append(Shared(redis_server.url))
+        learned = keeper(tmp_path / f"{len(opened)}" / "gates.json", records)
+        learned.shared = opened[-1].gates(60.0)
+        learned.load()
+        return learned
+
+    yield open
+    for each in opened:
+        each.close()
+
+
+@pytest.fixture
+def counted(monkeypatch: pytest.MonkeyPatch) -> list[Standing]:
+    """The standings from which a renewal went on; each makes one more attempt."""
+    begun: list[Standing] = []
+
+    def renew(_: Iterable[CallRecord], standing: Standing, **__: Any) -> Standing:
+        begun.append(standing)
+        return replace(standing, attempts=standing.attempts + 1)
+
+    monkeypatch.setattr("governor_calibration.renewal.renew", renew)
+    return begun
+
+
+async def test_what_one_process_learns_governs_all(shared: Callable[..., Gatekeeper]) -> None:
+    """Also those that begin later, with a file of their own or none."""
+    one, other = shared(many(1800)), shared(many(3))
+    await one.renew()
+    assert one.standings["", "atlas"].enforces
+    changes: list[int] = []
+    other.changed = lambda: changes.append(1)
+    await other.renew()
+    assert other.standings == one.standings == shared().standings
+    await other.renew()
+    assert len(changes) == 1
+
+
+async def test_one_process_makes_the_gates(
+    shared: Callable[..., Gatekeeper], counted: list[Standing], redis_server: RedisServer
+) -> None:
+    """The attempts share a budget of errors: a second process would spend it twice. The next goes on where
+    the one before stopped, whether that one ended or was lost."""
+    one, two, three = (shared(many(1)) for _ in range(3))
+    for _ in range(3):
+        await one.renew()
+        await two.renew()
+    assert [standing.attempts for standing in counted] == [0, 1, 2]
+    one.close()
+    await two.renew()
+    await three.renew()
+    assert [standing.attempts for standing in counted] == [0, 1, 2, 3]
+    assert 0 < redis_server.client.pttl(LEADER) <= 60_000
+    redis_server.client.delete(LEADER)  # As its end of time does.
+    await three.renew()
+    await two.renew()
+    assert [standing.attempts for standing in counted] == [0, 1, 2, 3, 4]
+    assert two.standings == three.standings
+
+
+async def test_a_leader_that_was_too_slow_changes_nothing(
+    shared: Callable[..., Gatekeeper], redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another took its place meanwhile, and has gone on from the same standing."""
+
+    def renew(_: Iterable[CallRecord], standing: Standing, **__: Any) -> Standing:
+        redis_server.client.set(LEADER, "another")
+        return replace(standing, attempts=7)
+
+    monkeypatch.setattr("governor_calibration.renewal.renew", renew)
+    slow = shared(many(1))
+    await slow.renew()
+    assert slow.standings == {}
+    assert redis_server.client.get(GATES) is None
+    slow.close()
+    assert redis_server.client.get(LEADER) == b"another"
+
+
+async def test_the_operators_file_is_every_processes(
+    shared: Callable[..., Gatekeeper], tmp_path: Path, counted: list[Standing]
+) -> None:
+    """A gate that `governor eval` wrote reaches those without such a file, unless Redis has a later one."""
+    (tmp_path / "1").mkdir()
+    shipped = Standing(attempts=3)
+    (tmp_path / "1" / "gates.json").write_bytes(orjson.dumps(kept({("", "atlas"): shipped})))
+    one = shared()
+    assert one.standings == {("", "atlas"): shipped}
+    await one.renew()
+    assert shared().standings == one.standings == {("", "atlas"): Standing(attempts=4)}
+
+
+@pytest.mark.parametrize("body", [b"", b"{", b'[{"tenant": "", "model": "x"}]', b"\xff"])
+async def test_gates_in_redis_that_cannot_be_read_are_learned_anew(
+    shared: Callable[..., Gatekeeper], redis_server: RedisServer, counted: list[Standing], body: bytes
+) -> None:
+    """And are there to be read again."""
+    redis_server.client.set(GATES, body)
+    one = shared(many(1))
+    assert one.standings == {}
+    await one.renew()
+    assert shared().standings == one.standings == {("", "atlas"): Standing(attempts=1)}
+
+
+async def test_without_redis_no_gate_is_made_and_harm_ends_one(
+    shared: Callable[..., Gatekeeper],
+    redis_server: RedisServer,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    """What is in force stays, but a process that sees the harm does not wait for Redis."""
+    one, other = shared(many(1800)), shared(many(1800))
+    await one.renew()
+    redis_server.kill()
+    await other.renew()
+    assert other.standings == {}
+    certified = dict(one.standings)
+    await one.renew()
+    assert one.standings == certified
+    monkeypatch.setattr(gatekeeper, "lapse", lambda gate, records: "It did harm." if len(records) else None)
+    await one.renew()
+    assert one.standings["", "atlas"].lapsed == "It did harm."
+    assert one.governances(Governance(vocab_size=9, mode=Mode.ENFORCE))["", "atlas"].mode is Mode.OBSERVE
+    assert not (tmp_path / "2" / "gates.json").exists()
 
 
 @pytest.mark.parametrize("stream", [False, True])
