@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
@@ -166,6 +167,54 @@ def test_kustomize_builds() -> None:
     labels = deployment["spec"]["template"]["metadata"]["labels"]
     assert service["spec"]["selector"].items() <= labels.items()
     assert budget["spec"]["selector"]["matchLabels"].items() <= labels.items()
+
+
+REDIS = ("deployment", "service", "policy")
+
+
+@pytest.mark.parametrize("name", REDIS)
+def test_a_manifest_of_the_redis_is_valid(name: str) -> None:
+    """By the same schemas."""
+    kubernetes_validate.validate(manifest(f"redis/{name}"), KUBERNETES, strict=True)
+
+
+def test_the_replicas_find_the_redis_of_the_component(tmp_path: Path) -> None:
+    """In an overlay beside the base: by the address that it sets, and nobody else is let in."""
+    component = manifest("redis/kustomization")
+    assert set(component["resources"]) == {f"{name}.yaml" for name in REDIS}
+    (patch,) = (each for each in component["patches"] if each["target"]["kind"] == "Deployment")
+    ((variable,),) = (operation["value"] for operation in yaml.safe_load(patch["patch"]))
+    url = Settings.load(environ={variable["name"]: variable["value"]}).store.redis_url
+    service = manifest("redis/service")
+    (port,) = service["spec"]["ports"]
+    assert url is not None
+    assert url.get_secret_value() == f"redis://{service['metadata']['name']}:{port['port']}"
+    labels = manifest("redis/deployment")["spec"]["template"]["metadata"]["labels"]
+    assert (
+        labels
+        == service["spec"]["selector"]
+        == manifest("redis/policy")["spec"]["podSelector"]["matchLabels"]
+    )
+    kubectl = shutil.which("kubectl")
+    if kubectl is None:
+        pytest.skip("kubectl is not installed: its kustomize would build an overlay")
+    base = os.path.relpath(ROOT / "k8s", tmp_path)
+    overlay = {"resources": [base], "components": [f"{base}/redis"]}
+    (tmp_path / "kustomization.yaml").write_text(yaml.safe_dump(overlay))
+    command = [kubectl, "kustomize", str(tmp_path)]
+    built = list(yaml.safe_load_all(subprocess.run(command, capture_output=True, check=True).stdout))
+    assert len(built) == len(MANIFESTS) + 1 + len(REDIS)
+    for each in built:
+        kubernetes_validate.validate(each, KUBERNETES, strict=True)
+    named = {(each["kind"], each["metadata"]["name"]): each["spec"] for each in built if "spec" in each}
+    governor = named["Deployment", "tool-governor"]["template"]
+    (container,) = governor["spec"]["containers"]
+    assert container["env"] == [variable]
+    assert "sessionAffinity" not in named["Service", "tool-governor"]
+    # The service of the governor must not send requests to the Redis.
+    assert not named["Service", "tool-governor"]["selector"].items() <= labels.items()
+    ((allowed,),) = (rule["from"] for rule in named["NetworkPolicy", "tool-governor-redis"]["ingress"])
+    assert allowed["podSelector"]["matchLabels"].items() <= governor["metadata"]["labels"].items()
 
 
 def test_everything_of_the_kustomize_base_is_named() -> None:

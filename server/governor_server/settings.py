@@ -24,6 +24,7 @@ from pydantic import (
 )
 from pydantic_settings import BaseSettings, EnvSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 from pydantic_settings import SettingsError as SourceError
+from pydantic_settings.sources.utils import parse_env_vars
 
 from governor.calls import ToolCatalog
 from governor.decision import Mode
@@ -426,7 +427,7 @@ def _read_environment(environ: Mapping[str, str]) -> Mapping[str, Any]:
                 f"unknown variable {name}{_suggest(section, Settings.model_fields, 'section ')}"
             )
     source = EnvSettingsSource(Settings)
-    source.env_vars = {name.lower(): value for name, value in ours.items()}
+    source.env_vars = parse_env_vars(ours, parse_none_str=source.env_parse_none_str)
     try:
         return source()
     except SourceError as error:

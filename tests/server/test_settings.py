@@ -43,6 +43,14 @@ def test_the_command_line_wins_over_the_environment_and_that_over_the_file(tmp_p
     assert settings.probe.max_tokens == 7
 
 
+def test_null_in_the_environment_is_nothing(tmp_path: Path) -> None:
+    """A compose file can then leave a setting to a variable that may not be there."""
+    environ = {"GOVERNOR_STORE__REDIS_URL": "null", "GOVERNOR_GOVERNANCE__VOCAB_SIZE": "null"}
+    settings = load("governance: {vocab_size: 9}", environ, tmp_path=tmp_path)
+    assert settings.store.redis_url is None
+    assert settings.governance.vocab_size is None
+
+
 def test_lists_and_mappings_are_json_in_the_environment(tmp_path: Path) -> None:
     """A shell has only strings."""
     environ = {
