@@ -73,7 +73,7 @@ class Records(Protocol):
 
     def conversation(self, call_ids: tuple[str, ...]) -> str | None: ...
 
-    async def catch_up(self) -> None: ...
+    async def expect(self, call_id: str) -> None: ...
 
 
 class Transcripts(Protocol):
@@ -234,9 +234,8 @@ class Proxy:
 
     async def _exchange(self, scope: Scope, tenant: str, body: Json) -> Exchange:
         ids = {id: qualified(tenant, id) for id in result_ids(body)}
-        if ids and self.records.get(next(reversed(ids.values()))) is None:
-            # Another process may have written it just now.
-            await self.records.catch_up()
+        if ids:
+            await self.records.expect(next(reversed(ids.values())))
         given = header(scope, b"x-governor-conversation")
         conversation = (
             conversation_name(tenant, given) if given else self.records.conversation(tuple(ids.values()))

@@ -36,7 +36,7 @@ CATCH_UP_S = 0.05
 """The longest that a request waits for what others have written."""
 LEAST_LEASE_S = 60.0
 FIRST_BACKOFF_S = 0.1
-MAX_BACKOFF_S = 5.0
+MAX_BACKOFF_S = 2.0
 
 PREFIX: Final = "governor"
 GATES: Final = f"{PREFIX}:gates"
@@ -152,7 +152,7 @@ class Contact:
         self._delay_s = FIRST_BACKOFF_S
 
     def backoff(self) -> float:
-        """Seconds to wait before the next attempt: 0.1, 0.2, 0.4 ... up to 5."""
+        """Seconds to wait before the next attempt: 0.1, 0.2, 0.4 ... up to 2."""
         delay_s, self._delay_s = self._delay_s, min(MAX_BACKOFF_S, 2 * self._delay_s)
         return delay_s
 

@@ -8,6 +8,7 @@ costs the persistence, never a request: failures are counted through `on_error` 
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 import queue
@@ -36,6 +37,9 @@ GATHER_S = 0.05
 """How long the writing waits for more: a transaction of many costs hardly more than that of one record."""
 SWEEP_INTERVAL_S = 60.0
 CLOSE_TIMEOUT_S = 5.0
+WRITING_S = 0.01
+"""How long a record that is not in Redis either is waited for: a client whose tool is quick may be back
+before it is written."""
 
 Row = tuple[str, float, bytes]
 """Key, time in seconds, body."""
@@ -156,11 +160,16 @@ class RecordStore:
             if behind is not None:
                 behind.write(record)
 
-    async def catch_up(self) -> None:
-        """Returns when the records that other processes had written by now are here, or after a few
-        hundredths of a second. Without others at once."""
-        if self._log is not None:
-            await self._log.catch_up()
+    async def expect(self, call_id: str) -> None:
+        """Returns when the record of a call is here that another process may be writing just now; after a few
+        hundredths of a second in any case, and at once where there is no other."""
+        if self._log is None or not self._log.well or self.get(call_id) is not None:
+            return
+        await self._log.catch_up()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(WRITING_S):
+                while self.get(call_id) is None:  # noqa: ASYNC110
+                    await asyncio.sleep(WRITING_S / 10)
 
     def conversation(self, call_ids: Iterable[str]) -> str | None:
         """The conversation that one of these calls belongs to, or None when none of them is known."""

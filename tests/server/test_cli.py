@@ -48,17 +48,19 @@ class Refusal(http.server.BaseHTTPRequestHandler):
 
 
 class Governor:
-    """A `governor` in its own process; `read` returns all that it has written to standard error so far."""
+    """A `governor` in its own process; `read` returns all that it has written to standard error so far.
+    Nothing is waited for longer than `patience_s`."""
 
-    def __init__(self, process: subprocess.Popen[bytes], log: Path) -> None:
+    def __init__(self, process: subprocess.Popen[bytes], log: Path, patience_s: float) -> None:
         self.process = process
         self._log = log
+        self._patience_s = patience_s
 
     def read(self) -> str:
         return self._log.read_text()
 
     def until(self, condition: Callable[[], bool]) -> None:
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + self._patience_s
         while not condition():
             assert time.monotonic() < deadline and self.process.poll() is None, self.read()
             time.sleep(0.02)
@@ -72,16 +74,20 @@ class Governor:
 
     def end(self, number: int) -> int:
         self.process.send_signal(number)
-        return self.process.wait(30)
+        return self.ended()
+
+    def ended(self) -> int:
+        """Wait for it to end by itself, and return its exit code."""
+        return self.process.wait(self._patience_s)
 
 
 @contextmanager
-def governor(directory: Path, *arguments: str) -> Iterator[Governor]:
+def governor(directory: Path, *arguments: str, patience_s: float = 30) -> Iterator[Governor]:
     log = directory / "stderr"
     with log.open("wb") as file:
         process = subprocess.Popen([sys.executable, "-m", "governor_server.cli", *arguments], stderr=file)
     try:
-        yield Governor(process, log)
+        yield Governor(process, log, patience_s)
     finally:
         process.kill()
         process.wait()

@@ -59,7 +59,7 @@ class DeadStore:
     def conversation(self, call_ids: tuple[str, ...]) -> str | None:
         raise OSError("no disk")
 
-    async def catch_up(self) -> None:
+    async def expect(self, call_id: str) -> None:
         raise OSError("no disk")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
@@ -10,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from http.client import HTTPConnection
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -20,6 +22,10 @@ from tests.server.redis_server import RedisServer
 from tests.server.test_cli import Governor, get, governor
 
 WORKERS = 2
+PATIENCE_S = 120.0
+"""Three interpreters start for each test, on a machine that may be busy."""
+
+pytestmark = pytest.mark.timeout(2 * PATIENCE_S)
 
 
 @pytest.fixture(autouse=True)
@@ -38,7 +44,7 @@ def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, redis_server: Red
 def running(tmp_path: Path) -> Iterator[tuple[Governor, int]]:
     """Workers that serve, and their port."""
     arguments = ["--model", fake_vllm.model(tmp_path), "--port", "0", "--workers", str(WORKERS)]
-    with governor(tmp_path, "serve", *arguments) as run:
+    with governor(tmp_path, "serve", *arguments, patience_s=PATIENCE_S) as run:
         yield run, run.ready()
 
 
@@ -69,22 +75,58 @@ def requests(port: int) -> float:
     return scraped(port).get('governor_requests_total{code="200",route="other"}', 0.0)
 
 
+def feedback(port: int, conversation: str) -> int:
+    """Says that it passed; the status of the answer."""
+    connection = HTTPConnection("127.0.0.1", port, timeout=10)
+    connection.request(
+        "POST", "/governor/feedback", json.dumps({"conversation": conversation, "passed": True})
+    )
+    status = connection.getresponse().status
+    connection.close()
+    return status
+
+
+def effect(port: int) -> dict[str, Any]:
+    """What some worker says that governing did."""
+    connection = HTTPConnection("127.0.0.1", port, timeout=10)
+    connection.request("GET", "/governor/effect")
+    answer: dict[str, Any] = json.loads(connection.getresponse().read())
+    connection.close()
+    return answer
+
+
+@contextmanager
+def halted(worker: int) -> Iterator[None]:
+    """The worker does nothing, so that another one answers."""
+    os.kill(worker, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.kill(worker, signal.SIGCONT)
+
+
 def until_gone(workers: set[int]) -> None:
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + PATIENCE_S
     while any(fake_vllm.running(worker) for worker in workers):
         assert time.monotonic() < deadline, "workers without a parent"
         time.sleep(0.05)
 
 
-def test_several_workers_are_one_proxy(tmp_path: Path) -> None:
-    """One engine, and what one worker counts all show. A termination is passed on: requests are taken until
-    the door is closed, and then all end well."""
+def test_several_workers_are_one_proxy(tmp_path: Path, redis_server: RedisServer) -> None:
+    """One engine; what one worker counts, or is told, all show. A termination is passed on: requests are
+    taken until the door is closed, and then all end well."""
     with running(tmp_path) as (run, port):
         workers = children(run)
         assert len(workers) == WORKERS
         assert len(fake_vllm.diary(tmp_path, "arguments")) == 1
         for _ in range(40):
             assert get(port, "/v1/models") == 200
+        first, second = workers
+        with halted(second):
+            assert feedback(port, "talk") == 200
+            run.until(lambda: redis_server.client.xlen("governor:outcomes") == 1)
+        with halted(first):
+            run.until(lambda: effect(port)["scored_without_calls"] == 1)
         shown = [scraped(port) for _ in range(6)]
         answered = 'governor_requests_total{code="200",route="other"}'
         assert [each[answered] for each in shown] == [40] * 6
@@ -95,7 +137,7 @@ def test_several_workers_are_one_proxy(tmp_path: Path) -> None:
         run.process.send_signal(signal.SIGTERM)
         time.sleep(0.1)
         assert get(port, "/v1/models") == 200
-        assert run.process.wait(30) == 0
+        assert run.ended() == 0
         with pytest.raises(OSError):
             get(port, "/v1/models")
         assert "Traceback" not in run.read()
@@ -136,10 +178,10 @@ def test_an_engine_that_gives_up_ends_all(tmp_path: Path, monkeypatch: pytest.Mo
     """With its own error in the last line."""
     monkeypatch.setenv("GOVERNOR_ENGINE__MAX_QUICK_DEATHS", "1")
     arguments = ["--model", fake_vllm.model(tmp_path), "--port", "0", "--workers", str(WORKERS)]
-    with governor(tmp_path, "serve", *arguments, "--", "--fake", "die-soon") as run:
+    with governor(tmp_path, "serve", *arguments, "--", "--fake", "die-soon", patience_s=PATIENCE_S) as run:
         run.until(lambda: len(children(run)) == WORKERS)
         workers = children(run)
-        assert run.process.wait(30) == 1
+        assert run.ended() == 1
         assert "giving up" in run.read().splitlines()[-1]
         until_gone(workers)
 
@@ -149,8 +191,8 @@ def test_workers_that_cannot_start_end_the_command(tmp_path: Path, monkeypatch: 
     # In the way of each worker's event loop, of which the parent has none.
     (tmp_path / "uvloop.py").write_text("raise RuntimeError('no loop today')")
     arguments = ["--model", fake_vllm.model(tmp_path), "--port", "0", "--workers", str(WORKERS)]
-    with governor(tmp_path, "serve", *arguments) as run:
-        assert run.process.wait(30) == 1
+    with governor(tmp_path, "serve", *arguments, patience_s=PATIENCE_S) as run:
+        assert run.ended() == 1
         assert re.search(r"worker \d could not start \(exit code 1\)", run.read().splitlines()[-1])
         assert "no loop today" in run.read()
 
