@@ -78,6 +78,7 @@ class Ledger:
             explored=decision.reason is Reason.EXPLORATION,
             signals=signals(replace(proposal.evidence, probe=generation.forced), proposal.rule),
             rule=proposal.rule,
+            turn_usage=_counted(generation.turn.usage),
         )
 
     def completed(self, pruning: Pruning) -> tuple[CallRecord, ...]:
@@ -93,6 +94,7 @@ class Ledger:
                 entropy_after=after if record.entropy_after is None else record.entropy_after,
                 probe_after=probe if record.probe_after is None else record.probe_after,
                 stub=str(pruning.stubs.get(record.call_id, "")),
+                returned=self._now if record.returned is None else record.returned,
             )
             for record in self.known
             if record.call_id in self.fresh
@@ -124,3 +126,9 @@ class Ledger:
         if first.turn.calls or first.turn.reasoning or not first.turn.measured:
             return None
         return first.turn.as_answer() if self._body.get("temperature") == 0 else None
+
+
+def _counted(usage: Json) -> dict[str, int]:
+    """Upstream's token counts; empty where it told none."""
+    counts = {key: usage.get(key) for key in ("prompt_tokens", "completion_tokens")}
+    return {key: count for key, count in counts.items() if isinstance(count, int)}

@@ -14,7 +14,7 @@ every day, and stops on the day that pleases, is less sure than these say.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from math import atan, ceil, cos, exp, lgamma, pi, sqrt
 from statistics import NormalDist, fmean, variance
@@ -64,6 +64,46 @@ class Estimate:
     value: float
     low: float | None = None
     high: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """Values of which the number, the mean and the variance are known; at least one."""
+
+    count: int
+    mean: float
+    variance: float
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> Sample | None:
+        """None without values."""
+        if not values:
+            return None
+        return cls(len(values), fmean(values), variance(values) if len(values) > 1 else 0.0)
+
+    def estimate(self) -> Estimate:
+        """The mean, with Student's t interval. There is none where all values are the same, which says
+        nothing of their spread."""
+        squared_error = self.variance / self.count
+        if squared_error == 0:
+            return Estimate(self.mean)
+        half = t_quantile((1 + LEVEL) / 2, self.count - 1) * sqrt(squared_error)
+        return Estimate(self.mean, self.mean - half, self.mean + half)
+
+    def minus(self, other: Sample) -> Estimate:
+        """The difference of the means, with Welch's interval. There is none where one has a single value, or
+        where neither varies."""
+        value = self.mean - other.mean
+        if min(self.count, other.count) < 2:
+            return Estimate(value)
+        one, two = self.variance / self.count, other.variance / other.count
+        if one + two == 0:
+            return Estimate(value)
+        # Welch's formula in parts of the whole, where the squares of tiny variances do not vanish.
+        part = one / (one + two)
+        freedom = 1 / (part**2 / (self.count - 1) + (1 - part) ** 2 / (other.count - 1))
+        half = t_quantile((1 + LEVEL) / 2, freedom) * sqrt(one + two)
+        return Estimate(value, value - half, value + half)
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,14 +194,13 @@ def effect(conversations: Iterable[Conversation]) -> Effect:
     scores = {arm: [each.score for each in found if each.score is not None] for arm, found in by_arm.items()}
     calls = {arm: [float(each.calls) for each in found] for arm, found in by_arm.items()}
     tokens = {arm: [float(each.tokens) for each in found] for arm, found in by_arm.items()}
-    shares = all(score in (0.0, 1.0) for found in scores.values() for score in found)
-    estimate, difference = (share, share_difference) if shares else (_mean_score, _score_difference)
+    compared = Scores.of(scores)
 
     def summary(arm: str) -> ArmSummary:
         return ArmSummary(
             conversations=len(by_arm[arm]),
             scored=len(scores[arm]),
-            score=estimate(scores[arm]),
+            score=compared.estimates[arm],
             calls=mean(calls[arm]),
             tokens=mean(tokens[arm]),
         )
@@ -170,11 +209,32 @@ def effect(conversations: Iterable[Conversation]) -> Effect:
         governed=summary(Arm.GOVERNED),
         holdout=summary(Arm.HOLDOUT),
         observed=summary(Arm.OBSERVED),
-        score=difference(scores[Arm.GOVERNED], scores[Arm.HOLDOUT]),
+        score=compared.difference,
         calls=mean_difference(calls[Arm.GOVERNED], calls[Arm.HOLDOUT]),
         tokens=mean_difference(tokens[Arm.GOVERNED], tokens[Arm.HOLDOUT]),
-        method=PASS_OR_FAIL if shares else MEANS,
+        method=compared.method,
     )
+
+
+@dataclass(frozen=True, slots=True)
+class Scores:
+    """The mean score of each arm, and governed minus holdout; None where there are no scores. `method` says
+    how the intervals were made."""
+
+    estimates: Mapping[str, Estimate | None]
+    difference: Estimate | None
+    method: str
+
+    @classmethod
+    def of(cls, scores: Mapping[str, Sequence[float]]) -> Scores:
+        """From the scores of each arm: as shares if every one of them is 0 or 1, else as means."""
+        shares = all(score in (0.0, 1.0) for found in scores.values() for score in found)
+        estimate, difference = (share, share_difference) if shares else (_mean_score, _score_difference)
+        return cls(
+            {arm: estimate(found) for arm, found in scores.items()},
+            difference(scores.get(Arm.GOVERNED, ()), scores.get(Arm.HOLDOUT, ())),
+            PASS_OR_FAIL if shares else MEANS,
+        )
 
 
 def share(values: Sequence[float]) -> Estimate | None:
@@ -213,34 +273,16 @@ def share_difference(first: Sequence[float], second: Sequence[float]) -> Estimat
 
 
 def mean(values: Sequence[float]) -> Estimate | None:
-    """The mean, with Student's t interval; None without values. There is no interval where all values are the
-    same, which says nothing of their spread."""
-    if not values:
-        return None
-    value = fmean(values)
-    squared_error = variance(values) / len(values) if len(values) > 1 else 0.0
-    if squared_error == 0:
-        return Estimate(value)
-    half = t_quantile((1 + LEVEL) / 2, len(values) - 1) * sqrt(squared_error)
-    return Estimate(value, value - half, value + half)
+    """The mean, with its interval by `Sample.estimate`; None without values."""
+    sample = Sample.of(values)
+    return None if sample is None else sample.estimate()
 
 
 def mean_difference(first: Sequence[float], second: Sequence[float]) -> Estimate | None:
-    """Mean of the first minus that of the second, with Welch's interval; None where one is empty. There is no
-    interval where one has a single value, or where neither varies."""
-    if not first or not second:
-        return None
-    value = fmean(first) - fmean(second)
-    if min(len(first), len(second)) < 2:
-        return Estimate(value)
-    one, other = variance(first) / len(first), variance(second) / len(second)
-    if one + other == 0:
-        return Estimate(value)
-    # Welch's formula in parts of the whole, where the squares of tiny variances do not vanish.
-    part = one / (one + other)
-    freedom = 1 / (part**2 / (len(first) - 1) + (1 - part) ** 2 / (len(second) - 1))
-    half = t_quantile((1 + LEVEL) / 2, freedom) * sqrt(one + other)
-    return Estimate(value, value - half, value + half)
+    """Mean of the first minus that of the second, with its interval by `Sample.minus`; None where one is
+    empty."""
+    one, other = Sample.of(first), Sample.of(second)
+    return None if one is None or other is None else one.minus(other)
 
 
 def t_quantile(p: float, freedom: float) -> float:

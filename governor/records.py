@@ -22,9 +22,11 @@ class CallRecord:
     generated. `signals` are those of `governor.signals`, with the probe's where there was one, and `rule` the
     reason of the rule that speaks against the call, "" if none does. `schema` is the fingerprint of the
     tool's description. `explored`: it would have been withheld, and was let through to learn from.
+    `turn_usage` holds the token counts of the turn that proposed the call, where upstream told them.
 
-    `outcome`, `entropy_after` and `probe_after` are filled in by the next turn, once the call's result is in
-    the context; `stub` says why a stub stands in its place, "" where none does.
+    `outcome`, `entropy_after`, `probe_after` and `returned` (when the request with the result came, by the
+    same clock) are filled in by the next turn, once the call's result is in the context; `stub` says why a
+    stub stands in its place, "" where none does.
     """
 
     call_id: str
@@ -48,6 +50,8 @@ class CallRecord:
     rule: str = ""
     outcome: str = ""
     stub: str = ""
+    turn_usage: Mapping[str, int] = field(default_factory=dict)
+    returned: float | None = None
 
     @property
     def entropy_reduction(self) -> float | None:

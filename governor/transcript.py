@@ -14,6 +14,8 @@ from governor.request import Json
 from governor.turn import REASONING_KEYS, Turn
 
 Message = Mapping[str, Any]
+Measured = Sequence[Any]
+"""Text, entropy in nats to three decimals, and the `SpanKind` of one token."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,8 +25,9 @@ class Transcript:
     `turn` is the number of the model's messages in the request before this one, `said` the request's
     messages from the place `since` on, and `reply` what the client got. `proposal` is what the model had
     generated where that was something else, since calls were withheld. `resent` says whether the client sends
-    the model's earlier reasoning back; None where there is none yet. `created` is in seconds of the caller's
-    clock.
+    the model's earlier reasoning back; None where there is none yet. `tokens` are those that were generated,
+    of all generations one after the other, each with its entropy in nats and the kind of its span; empty
+    without logprobs. `created` is in seconds of the caller's clock.
     """
 
     conversation: str
@@ -37,6 +40,7 @@ class Transcript:
     since: int = 0
     proposal: Message | None = None
     resent: bool | None = None
+    tokens: Sequence[Measured] = ()
 
     @classmethod
     def of(
@@ -67,6 +71,7 @@ class Transcript:
             reply,
             proposal=None if proposal == reply else proposal,
             resent=any(own[-1].get(key) for key in REASONING_KEYS) if own else None,
+            tokens=[token for part in generations for token in _measured(part.turn)],
         )
 
     @property
@@ -89,6 +94,14 @@ class Transcript:
             raise TypeError(f"a transcript from {type(data).__name__}")
         names = {entry.name for entry in fields(cls)}
         return cls(**{key: value for key, value in data.items() if key in names})
+
+
+def _measured(turn: Turn) -> list[Measured]:
+    return [
+        [token.text, round(token.entropy.value, 3), span.kind.value]
+        for span in turn.spans()
+        for token in turn.tokens[span.start : span.stop]
+    ]
 
 
 def _message(content: str, reasoning: str, calls: Sequence[Mapping[str, Any]], turn: Turn) -> dict[str, Any]:

@@ -67,6 +67,15 @@ class Access:
         """Whether clients need a key of ours."""
         return bool(self._keys)
 
+    @property
+    def by_admin_key(self) -> bool:
+        """Whether the operator has keys; without, whoever asks from this machine is the operator."""
+        return bool(self._admin_keys)
+
+    def is_admin_key(self, key: str) -> bool:
+        """Whether `key` is one of the operator's."""
+        return known(self._admin_keys, key) is not None
+
     def caller(self, scope: Scope) -> Caller:
         """The client that sent a request. Raises `ApiError`."""
         key = credential(scope)

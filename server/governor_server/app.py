@@ -27,6 +27,7 @@ from governor_server.access import Access
 from governor_server.api_errors import ApiError, described
 from governor_server.asgi import Receive, Reply, Scope, Send
 from governor_server.balancer import Balancer, Member, is_healthy
+from governor_server.dashboard.routes import Dashboard, dashboard_routes, is_of_page, is_private
 from governor_server.errors import SettingsError
 from governor_server.feedback import EFFECT, FEEDBACK, FeedbackStore, feedback_routes
 from governor_server.gatekeeper import CALIBRATED, Gatekeeper
@@ -148,6 +149,8 @@ class GovernorApp:
             )
             self.gatekeeper.load()
         self._govern()
+        self.version = VERSION
+        self.dashboard = Dashboard(self)
         self._own = own_routes(self)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -158,7 +161,7 @@ class GovernorApp:
             await send({"type": "websocket.close", "code": 1003, "reason": "websockets are not proxied"})
         elif scope["path"] == CHAT and scope["method"] == "POST":
             await self.proxy.chat(scope, receive, send)
-        elif scope["path"] in OWN:
+        elif scope["path"] in OWN or is_of_page(scope["path"]):
             await self._own_route(scope, receive, send)
         else:
             await self.proxy.forward(scope, receive, send)
@@ -170,6 +173,8 @@ class GovernorApp:
         try:
             if path in OPERATORS or (path == METRICS and self.access.checked):
                 self.access.check_admin(scope)
+            elif is_private(path):
+                self.dashboard.sessions.check(scope)
         except ApiError as error:
             self.metrics.refused_requests_total.labels(error.type).inc()
             await Reply(send).error(error)
@@ -215,6 +220,7 @@ class GovernorApp:
     def drain(self) -> None:
         """Say from now on that no more requests should come."""
         self.draining = True
+        self.dashboard.live.end_streams()
 
     async def ready(self) -> bool:
         """Whether upstream answers its health check."""
@@ -255,6 +261,7 @@ class GovernorApp:
             if renewing is not None and self.gatekeeper is not None:
                 renewing.cancel()
                 await asyncio.to_thread(self.gatekeeper.close)
+            await self.dashboard.close()
             await self.proxy.close()
         self.store.close()
         self.feedback.close()
@@ -363,4 +370,5 @@ def own_routes(app: GovernorApp) -> FastAPI:
     routes.include_router(
         feedback_routes(app.feedback, app.store), responses=REFUSALS, dependencies=key
     )
+    routes.include_router(dashboard_routes(app.dashboard))
     return routes

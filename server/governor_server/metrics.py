@@ -264,8 +264,8 @@ class Metrics:
         """Ask `count` for the gauge's value at each scrape."""
         self._watched.append((gauge, count))
 
-    def render(self) -> tuple[bytes, str]:
-        """The body and the content type of a scrape."""
+    def current(self) -> CollectorRegistry:
+        """Where the values of all processes are, as they are now."""
         # No function is set on the gauges: those are not seen by other processes.
         for gauge, count in self._watched:
             gauge.set(count())
@@ -274,7 +274,11 @@ class Metrics:
             registry = CollectorRegistry()
             MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
             registry.register(Processes(Path(os.environ[MULTIPROCESS_DIR]) / WORKERS_FILE))
-        return generate_latest(registry), CONTENT_TYPE_LATEST
+        return registry
+
+    def render(self) -> tuple[bytes, str]:
+        """The body and the content type of a scrape."""
+        return generate_latest(self.current()), CONTENT_TYPE_LATEST
 
     def close(self) -> None:
         """The gauges of this process no longer count, where it is one of several."""

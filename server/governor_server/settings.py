@@ -31,6 +31,7 @@ from governor.decision import Mode
 from governor.experiment import Experiment
 from governor.governance import Governance
 from governor.policies import Policy, PolicyError
+from governor.prices import Prices
 from governor.probe import ProbeSettings as CoreProbeSettings
 from governor.pruning import PrunePolicy, PruneSettings
 from governor.rules import Budgets, RuleSettings
@@ -40,7 +41,7 @@ from governor_server.access import AuthSettings
 from governor_server.balancer import UpstreamSettings
 from governor_server.errors import SettingsError
 from governor_server.limits import LimitSettings
-from governor_server.sections import Count, Port, Seconds, Section, Share
+from governor_server.sections import Count, Money, Port, Seconds, Section, Share
 from governor_server.store import IN_MEMORY
 
 CONFIG_VARIABLE = "GOVERNOR_CONFIG"
@@ -229,6 +230,19 @@ class TracingSettings(Section):
     content: bool = False
 
 
+class PriceSettings(Section):
+    """What tokens and tool calls cost, for the dashboard."""
+
+    currency: str = Field(default="USD", pattern="^[A-Z]{3}$")
+    prompt_per_million: Money = 0.0
+    completion_per_million: Money = 0.0
+    per_call: Mapping[str, Money] = Field(default_factory=dict)
+
+    def build(self) -> Prices:
+        """The core's prices."""
+        return Prices(self.prompt_per_million, self.completion_per_million, dict(self.per_call))
+
+
 class Settings(BaseSettings):
     """All settings, frozen. Made by `load`; calling the class reads neither file nor environment."""
 
@@ -255,6 +269,7 @@ class Settings(BaseSettings):
     markup: MarkupSettings = MarkupSettings()
     store: StoreSettings = Field(default_factory=StoreSettings)
     tracing: TracingSettings = TracingSettings()
+    prices: PriceSettings = PriceSettings()
 
     EXAMPLE: ClassVar[str] = "governor.example.yaml"
 

@@ -1,4 +1,5 @@
-"""What was said in governed conversations: written to the store's file for fine-tuning, read by nobody here.
+"""What was said in governed conversations: written to the store's file for fine-tuning, and for whoever looks
+at one conversation.
 
 A chat request repeats the whole history. Only what is new since the last turn that was written is kept, so
 that a conversation of n turns takes n messages and not n squared. A turn whose history is not what it was
@@ -7,11 +8,14 @@ that a conversation of n turns takes n messages and not n squared. A turn whose 
 
 from __future__ import annotations
 
+import sqlite3
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
+from contextlib import closing
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import orjson
 
@@ -34,6 +38,7 @@ class TranscriptStore:
         ttl_s: float = 7 * 24 * 3600.0,
         on_error: Callable[[], None] = lambda: None,
     ) -> None:
+        self._path = Path(path)
         self._lock = threading.Lock()
         self._written: OrderedDict[str, tuple[int, int, int]] = OrderedDict()
         self._file = TableFile(Path(path), TRANSCRIPTS, max_turns, ttl_s, on_error)
@@ -52,6 +57,20 @@ class TranscriptStore:
             if len(self._written) > MOST_OPEN:
                 self._written.popitem(last=False)
         self._file.write(short)
+
+    def turns(self, conversation: str) -> list[Transcript]:
+        """The turns of a conversation that are in the file, oldest first; empty where it cannot be read. It
+        waits for the disk."""
+        # Keys are lists of name and time; what follows the comma begins with a digit, and ":" comes after 9.
+        first = _key(conversation, 0.0).rpartition(",")[0] + ","
+        statement = "SELECT body FROM transcripts WHERE name > ? AND name < ? ORDER BY created"
+        address = f"file:{quote(str(self._path.absolute()))}?mode=ro"
+        try:
+            with closing(sqlite3.connect(address, uri=True)) as file:
+                rows = file.execute(statement, (first, f"{first}:")).fetchall()
+            return [TRANSCRIPTS.decode(body) for (body,) in rows]
+        except (sqlite3.Error, OSError, KeyError, TypeError, ValueError):
+            return []
 
     def close(self) -> None:
         """Write what is queued and let go of the file. Waits a few seconds at most."""
@@ -73,9 +92,13 @@ def _likeness(message: Mapping[str, Any]) -> int:
     )
 
 
+def _key(conversation: str, created: float) -> str:
+    return orjson.dumps([conversation, created]).decode()
+
+
 def _encode(transcript: Transcript) -> Row:
     # By time, not by turn: a client that shortens its history comes to the same turn again.
-    key = orjson.dumps([transcript.conversation, transcript.created]).decode()
+    key = _key(transcript.conversation, transcript.created)
     return key, transcript.created, orjson.dumps(transcript.as_dict())
 
 

@@ -11,7 +11,7 @@ import argparse
 import importlib.util
 import json
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import ceil
 from pathlib import Path
@@ -119,15 +119,42 @@ def run(arguments: argparse.Namespace) -> str:
     return "\n".join([*lines, "", says, *notes(log), "", written.rstrip()])
 
 
+@dataclass
+class Trials:
+    """A policy's settings on observed conversations, from careful to aggressive, each tried when it is first
+    asked for; `own` are the parameters that are not tried. The bounds are at `level`."""
+
+    kind: PolicyKind
+    recorded: Recorded
+    own: Mapping[str, Any]
+    level: float
+
+    def __post_init__(self) -> None:
+        sweep, own = self.kind.sweep, self.own
+        self.settings = [{**own, sweep.parameter: value} for value in sweep.values] if sweep else [dict(own)]
+        self._found: list[Summary] = []
+
+    def __iter__(self) -> Iterator[Summary]:
+        """Raises `PolicyError`."""
+        for place, setting in enumerate(self.settings):
+            if place == len(self._found):
+                self._found.append(self.recorded.under(self.kind.make(**setting), self.level))
+            yield self._found[place]
+
+
 def tuned(kind: PolicyKind, recorded: Recorded, aim: Aim, own: Mapping[str, Any]) -> Tuned:
     """The most aggressive setting of a policy that is certified on observed conversations; `own` are the
     parameters that are not tried."""
-    sweep = kind.sweep
-    trials = [{**own, sweep.parameter: value} for value in sweep.values] if sweep else [dict(own)]
+    return chosen(Trials(kind, recorded, own, aim.level), aim)
+
+
+def chosen(tried: Trials, aim: Aim) -> Tuned:
+    """The most aggressive one of these settings that is certified; `aim` has the level of the trials."""
+    kind, trials, sweep = tried.kind, tried.settings, tried.kind.sweep
     found: list[Summary] = []
     try:
-        for trial in trials:
-            found.append(recorded.under(kind.make(**trial), aim.level))
+        for summary in tried:
+            found.append(summary)
             if _enough(found[-1], aim) and not _passes(found[-1], aim):
                 break
     except PolicyError as error:

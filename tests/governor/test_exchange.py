@@ -634,7 +634,7 @@ def test_a_record_is_completed_once() -> None:
     """Later turns see the same result again; what followed it first is what it led to."""
     first = drive(start(False), Generated(calls=[NORWAY]), probe=UNSURE)
     (record,) = first.exchange.new_records()
-    done = replace(record, entropy_after=1.0, probe_after=record.probe_before, outcome="ok")
+    done = replace(record, entropy_after=1.0, probe_after=record.probe_before, outcome="ok", returned=5.0)
     again = start(False, ENFORCE, QUESTION, *made(NORWAY), records={"c1": done})
     drive(again, Generated(content="Oslo"))
     assert again.records() == (done,)

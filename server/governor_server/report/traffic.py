@@ -7,10 +7,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
-from governor.decision import Action
 from governor.hindsight import conversations, passed
 from governor.labels import Label
 from governor.outcomes import Conversation, Effect, effect
+from governor.overview import OTHERS, Tally, step_of, withheld
 from governor.records import CallRecord
 from governor.standing import Key, Standing, told
 from governor_server.gatekeeper import sentence
@@ -19,10 +19,8 @@ from governor_server.report.document import Document, Fact, Picture, Table
 
 MOST_TOOLS = 10
 """In charts; the table has them all together as one more."""
-OTHERS = "all other tools"
 MOST_COLUMNS = 40
-STEPS_S = (60, 300, 900, 3600, 6 * 3600, 24 * 3600, 7 * 24 * 3600)
-"""Lengths of a column of time that people count in."""
+LEAST_STEP_S = 60
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,20 +78,9 @@ def document(
     )
 
 
-def withheld(records: Sequence[CallRecord]) -> int:
-    """How many calls did not reach the agent."""
-    return sum(not passed(record) for record in records)
-
-
-def would_withhold(records: Sequence[CallRecord]) -> int:
-    """How many passed though the policy speaks against them: observed, held out or explored."""
-    return sum(
-        passed(record) and record.decision.get("proposed", Action.PASS) != Action.PASS for record in records
-    )
-
-
 def _withheld(calls: Sequence[CallRecord]) -> str:
-    held, spared, many = withheld(calls), would_withhold(calls), len(calls)
+    tally = Tally.of(calls)
+    held, spared, many = tally.withheld, tally.spared, tally.calls
     if held:
         return f"The governor withheld {held:,} of {many:,} tool calls ({held / many:.1%})."
     return (
@@ -109,18 +96,19 @@ def certificates(standings: Mapping[Key, Standing] | None) -> list[str]:
 
 def facts(traffic: Traffic, compared: Effect) -> list[Fact]:
     calls = traffic.calls
-    labels = [record.label for record in calls if record.label is not None]
-    useless = sum(label is Label.LOW_VALUE for label in labels)
+    tally = Tally.of(calls)
     turns = {(r.conversation, r.step): sum(r.usage.values()) for r in calls}
     found = [
-        Fact(f"{len(calls):,}", "calls proposed"),
-        Fact(f"{withheld(calls):,}", "withheld"),
-        Fact(f"{would_withhold(calls):,}", "passed against the policy: observed, held out, explored"),
-        Fact(f"{sum(bool(record.stub) for record in calls):,}", "results pruned"),
+        Fact(f"{tally.calls:,}", "calls proposed"),
+        Fact(f"{tally.withheld:,}", "withheld"),
+        Fact(f"{tally.spared:,}", "passed against the policy: observed, held out, explored"),
+        Fact(f"{tally.pruned:,}", "results pruned"),
         Fact(f"{sum(turns.values()):,}", "tokens of the governor's own requests"),
     ]
-    if labels:
-        found.append(Fact(f"{useless:,} of {len(labels):,}", "labelled calls whose result was of low value"))
+    if tally.labelled:
+        useless = tally.labels[Label.LOW_VALUE]
+        said = "labelled calls whose result was of low value"
+        found.append(Fact(f"{useless:,} of {tally.labelled:,}", said))
     for name, arm in (("governed", compared.governed), ("held out", compared.holdout)):
         if arm.score is not None:
             found.append(Fact(f"{arm.score.value:.1%}", f"mean score, {name} ({arm.scored:,} scored)"))
@@ -167,7 +155,7 @@ def pictures(traffic: Traffic, compared: Effect, progress: Callable[[str], None]
 def over_time(calls: Sequence[CallRecord]) -> tuple[list[str], dict[str, list[float]]]:
     """The first moments of columns of time, and the calls in each."""
     first, last = (end(record.created for record in calls) for end in (min, max))
-    step = next((each for each in STEPS_S if (last - first) / each < MOST_COLUMNS), STEPS_S[-1])
+    step = max(LEAST_STEP_S, step_of(first, last, MOST_COLUMNS))
     many = int((last - first) // step) + 1
     columns = {"passed": [0.0] * many, "withheld": [0.0] * many}
     for record in calls:
@@ -179,16 +167,15 @@ def over_time(calls: Sequence[CallRecord]) -> tuple[list[str], dict[str, list[fl
 def tools(traffic: Traffic) -> Table:
     rows = []
     for tool, found in traffic.by_tool().items():
-        labels = [record.label for record in found if record.label is not None]
-        useful = sum(label.changed for label in labels)
+        tally = Tally.of(found)
         rows.append(
             (
                 tool,
-                f"{len(found):,}",
-                f"{withheld(found):,}",
-                f"{would_withhold(found):,}",
-                f"{useful:,} of {len(labels):,}" if labels else "-",
-                f"{sum(bool(record.stub) for record in found):,}",
+                f"{tally.calls:,}",
+                f"{tally.withheld:,}",
+                f"{tally.spared:,}",
+                f"{tally.changed:,} of {tally.labelled:,}" if tally.labelled else "-",
+                f"{tally.pruned:,}",
             )
         )
     headings = ("tool", "calls", "withheld", "passed against the policy", "changed the answer", "pruned")

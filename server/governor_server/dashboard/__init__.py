@@ -1,0 +1,1 @@
+"""The page at /dashboard: what the governor does, as it does it."""
