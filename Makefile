@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 export VENV ENGINE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup prometheus clients demo eval bench soak fuzz redis train-atlas serve test lint format unit e2e docs docs-serve reference lock build clean
+.PHONY: help setup prometheus clients demo eval bench soak fuzz redis chromium train-atlas serve test lint format unit e2e docs docs-serve reference lock build clean
 
 help: ## Show this text
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -19,6 +19,9 @@ prometheus: setup ## Put Prometheus where the tests look for it, unless it is in
 
 redis: setup ## Put a Redis server where the tests look for it, unless it is installed
 	@scripts/redis
+
+chromium: ## Install Chromium for the tests of the dashboard, unless it is there (as root, where there is apt-get)
+	@scripts/chromium
 
 clients: setup ## Make an environment with the agent frameworks that the tests run (700 MB; in .venv/clients)
 	@scripts/clients
@@ -54,7 +57,7 @@ format: setup ## Put imports and layout in order
 	$(BIN)/ruff check --select I --fix
 	$(BIN)/ruff format
 
-unit: setup prometheus redis ## Run the tests that need no engine
+unit: setup prometheus redis chromium ## Run the tests that need no engine
 	$(BIN)/coverage run -m pytest tests --ignore=tests/e2e $(ARGS)
 	@$(BIN)/coverage report
 

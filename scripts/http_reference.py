@@ -8,6 +8,7 @@ from typing import Any
 from prometheus_client import CollectorRegistry
 
 from governor_server.app import METRICS, OPEN, create_app, own_routes
+from governor_server.dashboard.routes import is_of_page, is_private
 from governor_server.settings import Settings
 from governor_server.store import IN_MEMORY
 from scripts.pages import Page, table
@@ -16,6 +17,7 @@ METHODS = ("get", "post", "put", "patch", "delete")
 ANYBODY = "Anybody may ask."
 METRICS_READER = "Anybody may ask, but for the operator only where `auth.keys` are set."
 OPERATOR = "The operator may ask."
+ANYBODY_SIGNS_IN = "Anybody may ask, to sign in; where the operator has no keys, this machine only."
 
 
 def description() -> Mapping[str, Any]:
@@ -42,6 +44,8 @@ def who(path: str) -> str:
     """Who may ask, in a sentence."""
     if path in OPEN:
         return ANYBODY
+    if is_of_page(path) and not is_private(path):
+        return ANYBODY_SIGNS_IN
     return METRICS_READER if path == METRICS else OPERATOR
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from time import monotonic
 from typing import Any, Final
@@ -77,7 +77,7 @@ class Live:
             await self._ticked.wait()
         return self._body
 
-    async def bodies(self) -> AsyncIterator[bytes]:
+    async def bodies(self) -> AsyncGenerator[bytes, None]:
         """The figures of each look, as JSON, until `close`; empty while there are no new ones."""
         self.viewers += 1
         try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import html
 import logging
 import time
@@ -228,15 +229,16 @@ def dashboard_routes(dashboard: Dashboard) -> APIRouter:
         headers = {**PRIVATE, "x-accel-buffering": "no"}
         return StreamingResponse(_events(live), media_type="text/event-stream", headers=headers)
 
-    # Not coroutines, so that threads wait for the figures.
+    # Each waits for a look, which a thread of its own makes, and leaves the counting to threads.
     @routes.get(f"{API}tools")
-    def tools() -> Response:
+    async def tools() -> Response:
         """Each tool: how often it was called, withheld and of value, and how its results changed the
         entropy, as a distribution."""
-        return _json(dashboard.tools())
+        await live.body()
+        return _json(await asyncio.to_thread(dashboard.tools))
 
     @routes.get(f"{API}conversations")
-    def conversations(
+    async def conversations(
         text: str = "", arm: str = "", only: Only = "", start: int = 0, limit: int = 50
     ) -> Response:
         """The conversations, last changed first, `limit` of them (at most 200) from `start` on. `text` is
@@ -244,8 +246,12 @@ def dashboard_routes(dashboard: Dashboard) -> APIRouter:
         for those with a call that was `withheld`, `spared` (passed against the policy), `explored` or
         `pruned`."""
         many = min(max(limit, 1), MOST_ROWS)
-        return _json(dashboard.conversations(text, arm, only, max(start, 0), many))
+        await live.body()
+        return _json(
+            await asyncio.to_thread(dashboard.conversations, text, arm, only, max(start, 0), many)
+        )
 
+    # Not a coroutine, so that a thread waits for the disk.
     @routes.get(f"{API}conversation/{{name:path}}")
     def conversation(name: str) -> Response:
         """A conversation turn by turn: what was measured, each decision with its reason, the forced answers,

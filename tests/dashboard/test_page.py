@@ -1,0 +1,254 @@
+"""The page in a real browser: 10,000 conversations are there, 100 come in each second, and somebody looks.
+
+Each view is looked at in both themes and on a phone; the pictures are in build/dashboard, for people.
+"""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from axe_playwright_python.sync_playwright import Axe
+from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_playwright
+
+from governor_server.app import GovernorApp
+from tests.dashboard import traffic
+from tests.dashboard.browser import chromium
+from tests.server.test_access import digest
+
+PICTURES = Path(__file__).parents[2] / "build" / "dashboard"
+CONVERSATIONS = 10_000
+EACH_SECOND = 100
+FIRST_PAINT_MS = 1000.0
+SHOWN = f"agent-{CONVERSATIONS - 1:06d}"
+VIEWS = {
+    "overview": "overview",
+    "tools": "tools",
+    "conversations": "conversations",
+    "conversation": f"conversation/{SHOWN}",
+    "what-if": "what-if",
+}
+SIZES = {"wide": (1280, 900), "phone": (390, 844)}
+KEY = "gov-operator"
+
+pytestmark = pytest.mark.timeout(240)
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    path = chromium()
+    with sync_playwright() as playwright:
+        # A container has no user namespaces and little shared memory.
+        arguments = ["--no-sandbox", "--disable-dev-shm-usage"]
+        browser = playwright.chromium.launch(executable_path=path, args=arguments)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(scope="module")
+def governor(browser: Browser, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[GovernorApp, str]]:
+    """Full, and under load."""
+    config = traffic.settings(tmp_path_factory.mktemp("store"))
+    traffic.fill(config, CONVERSATIONS)
+    with traffic.served(config) as (app, url):
+        for number in range(400):
+            app.metrics.overhead_seconds.observe(0.0004 + 0.000003 * number)
+        with traffic.arriving(app, EACH_SECOND):
+            yield app, url
+
+
+class Watched:
+    """A page, and what it did that it should not."""
+
+    def __init__(self, context: BrowserContext, origin: str) -> None:
+        self.page: Page = context.new_page()
+        self.origin = origin
+        self.said: list[str] = []
+        self.foreign: list[str] = []
+        self.page.on("console", lambda message: self.said.append(f"{message.type}: {message.text}"))
+        self.page.on("pageerror", lambda error: self.said.append(f"error: {error}"))
+        self.page.on("request", lambda request: self._asked(request.url))
+
+    def _asked(self, url: str) -> None:
+        if not url.startswith((self.origin, "data:")):
+            self.foreign.append(url)
+
+    def show(self, place: str) -> None:
+        """Open a view, and wait until it shows figures."""
+        self.page.goto(f"{self.origin}/dashboard#/{place}")
+        view = place.partition("/")[0].partition("?")[0]
+        self.page.wait_for_function(
+            "view => document.documentElement.dataset.shown === view", arg=view, timeout=120_000
+        )
+        expect(self.page.locator("#live")).to_have_attribute("data-state", "live", timeout=30_000)
+
+    def check(self) -> None:
+        """Nothing in the console, nothing from elsewhere."""
+        assert self.said == []
+        assert self.foreign == []
+
+
+@pytest.fixture
+def watched(browser: Browser, governor: tuple[GovernorApp, str]) -> Iterator[Watched]:
+    """A window of the usual size."""
+    with browser.new_context(viewport={"width": 1280, "height": 900}) as context:
+        found = Watched(context, governor[1])
+        yield found
+        found.check()
+
+
+@pytest.mark.parametrize("view", VIEWS)
+@pytest.mark.parametrize(("size", "theme"), list(itertools.product(SIZES, ("light", "dark"))))
+def test_a_view(
+    browser: Browser, governor: tuple[GovernorApp, str], view: str, size: str, theme: Any
+) -> None:
+    """It shows figures, fits its window, says nothing in the console, asks nobody else, and axe finds no
+    fault with it."""
+    width, height = SIZES[size]
+    with browser.new_context(color_scheme=theme, viewport={"width": width, "height": height}) as context:
+        found = Watched(context, governor[1])
+        found.show(VIEWS[view])
+        page = found.page
+        if view != "overview":
+            expect(page.locator("#view .empty")).to_have_count(0)
+        page.wait_for_timeout(300)
+        PICTURES.mkdir(parents=True, exist_ok=True)
+        page.screenshot(path=PICTURES / f"{view}-{theme}-{size}.png", full_page=True)
+        assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), "it is too wide"
+        faults = Axe().run(page).response["violations"]
+        assert [f"{fault['id']}: {fault['nodes'][0]['html']}" for fault in faults] == []
+        found.check()
+
+
+def test_the_first_paint_comes_within_a_second(browser: Browser, governor: tuple[GovernorApp, str]) -> None:
+    """And the figures soon after. The best of three: the machine has other work, too."""
+    paints, figures = [], []
+    for _ in range(3):
+        with browser.new_context() as context:
+            found = Watched(context, governor[1])
+            began = time.monotonic()
+            found.show("overview")
+            figures.append(time.monotonic() - began)
+            paints.append(
+                found.page.evaluate("performance.getEntriesByName('first-contentful-paint')[0].startTime")
+            )
+    assert min(paints) < FIRST_PAINT_MS, paints
+    assert min(figures) < 3.0, figures
+
+
+def test_the_figures_go_on_by_themselves(watched: Watched) -> None:
+    """A hundred conversations a second: the number of calls grows while one looks."""
+    watched.show("overview")
+    figure = watched.page.locator(".fact.proposed .figure")
+    before = figure.inner_text()
+    expect(figure).not_to_have_text(before, timeout=10_000)
+
+
+def test_the_keyboard_is_enough(watched: Watched) -> None:
+    """From the top to a conversation, with nothing but Tab and Enter; what has the focus can be seen."""
+    watched.show("overview")
+    page = watched.page
+    page.keyboard.press("Tab")
+    expect(page.locator(".skip")).to_be_focused()
+    for _ in range(20):
+        page.keyboard.press("Tab")
+        if page.evaluate("document.activeElement.textContent") == "Conversations":
+            break
+    assert page.evaluate("getComputedStyle(document.activeElement).outlineStyle") != "none"
+    page.keyboard.press("Enter")
+    expect(page.locator("h1")).to_have_text("Conversations")
+    expect(page.locator("tbody tr").first).to_be_visible()
+    expect(page.locator("main")).to_be_focused()
+    for _ in range(30):
+        page.keyboard.press("Tab")
+        if page.evaluate("document.activeElement.matches('a.name')"):
+            break
+    page.keyboard.press("Enter")
+    expect(page.locator("h1")).to_contain_text("Conversation agent-")
+    expect(page.locator(".turn").first).to_be_visible()
+
+
+def test_a_conversation_shows_every_token_and_runs_none_of_it(watched: Watched) -> None:
+    """A text that looks like a script is a text."""
+    watched.show(f"conversation/{SHOWN}")
+    page = watched.page
+    expect(page.locator(".message.user pre").first).to_contain_text("<script>alert(1)</script>")
+    tokens = page.locator(".tokens .t")
+    assert tokens.count() >= 15
+    assert "nats" in (tokens.nth(1).get_attribute("title") or "")
+    expect(page.locator(".call").first).to_contain_text("Forced answer before")
+    assert page.evaluate("document.scripts.length") == 3
+
+
+def test_a_filter_stands_in_the_address(watched: Watched) -> None:
+    """So that it can be sent to somebody, and survives a reload."""
+    watched.show("conversations")
+    page = watched.page
+    page.get_by_label("Arm").select_option("holdout")
+    page.get_by_label("Search").fill("agent-0000")
+    expect(page.locator("tbody tr")).to_have_count(10)
+    assert "arm=holdout" in page.url
+    page.reload()
+    expect(page.locator("tbody tr")).to_have_count(10)
+    expect(page.get_by_label("Arm")).to_have_value("holdout")
+    page.get_by_label("Search").fill("no such name")
+    expect(page.locator("#view .empty")).to_contain_text("No conversation fits")
+
+
+def test_the_slider_allows_more_the_looser_the_bound(watched: Watched) -> None:
+    """With the keyboard, and what it says goes along."""
+    watched.show("what-if")
+    page = watched.page
+    slider = page.get_by_role("slider", name="Share of first withheld calls")
+    slider.focus()
+    page.keyboard.press("Home")
+    expect(page.locator(".lead")).to_contain_text("no policy is certified")
+    expect(page.locator(".snippet")).to_contain_text("mode: observe")
+    page.keyboard.press("End")
+    expect(page.locator(".lead")).to_contain_text("would have saved")
+    expect(page.locator(".snippet")).to_contain_text("policy:")
+    assert "max_harm=0.5" in page.url
+
+
+def test_tools_are_put_in_order(watched: Watched) -> None:
+    """By any column, told to those who listen."""
+    watched.show("tools")
+    page = watched.page
+    page.get_by_role("button", name="Tool", exact=True).click()
+    names = page.locator("tbody th").all_inner_texts()
+    assert names == sorted(names)
+    expect(page.locator("th[aria-sort=ascending]")).to_have_text("Tool ▴")
+
+
+def test_the_theme_that_was_chosen_stays(watched: Watched) -> None:
+    """Over a reload, whatever the system has."""
+    watched.show("overview")
+    page = watched.page
+    page.locator("#theme").click()
+    page.locator("#theme").click()
+    expect(page.locator("#theme")).to_have_text("Theme: dark")
+    page.reload()
+    expect(page.locator("html")).to_have_attribute("data-theme", "dark")
+
+
+def test_signing_in(browser: Browser, tmp_path: Path) -> None:
+    """With a key, a wrong one first; and out again. Before any call, the page says what to do."""
+    config = traffic.settings(tmp_path, auth={"admin_keys": [digest(KEY)]})
+    with traffic.served(config) as (_, url), browser.new_context() as context:
+        page = context.new_page()
+        page.goto(f"{url}/dashboard")
+        page.screenshot(path=PICTURES / "sign-in.png")
+        assert Axe().run(page).response["violations"] == []
+        page.get_by_label("The operator's key").fill("gov-wrong")
+        page.keyboard.press("Enter")
+        expect(page.get_by_role("alert")).to_contain_text("not known")
+        page.get_by_label("The operator's key").fill(KEY)
+        page.keyboard.press("Enter")
+        expect(page.locator("#view .empty")).to_contain_text("No tool call has been recorded yet")
+        page.screenshot(path=PICTURES / "empty.png")
+        page.get_by_role("button", name="Sign out").click()
+        expect(page.get_by_label("The operator's key")).to_be_visible()

@@ -1,0 +1,83 @@
+"""What another bound would allow: what `governor tune` says, for each bound of the slider."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from governor.policies import POLICIES
+from governor_server.dashboard import whatif
+from governor_server.dashboard.whatif import BOUNDS, Question, WhatIf, WhatIfFailed, answer, batches
+from governor_server.replay import Recorded
+from governor_server.settings import GovernanceSettings
+from governor_server.tune import Aim, own_parameters, tuned
+from tests.server import logs
+
+TRAFFIC = logs.traffic(150)
+
+
+def question(**fields: Any) -> Question:
+    return replace(Question(TRAFFIC, GovernanceSettings(), {}, max_harm=0.02, confidence=0.95), **fields)
+
+
+def test_it_says_what_tuning_says() -> None:
+    """Trying each setting once for all bounds must not change what is certified at any of them."""
+    found = answer(question())
+    names = [choice["policy"] for choice in found["points"][0]["choices"]]
+    level = 0.05 / (len(names) + 1)
+    recorded = Recorded.of(TRAFFIC).observed()
+    for point in found["points"][::5]:
+        for choice in point["choices"]:
+            name = choice["policy"]
+            own = own_parameters(name, GovernanceSettings())
+            expected = tuned(POLICIES[name], recorded, Aim(point["max_harm"], level), own)
+            assert (choice["setting"], choice["certified"], choice["verdict"], choice["more"]) == (
+                expected.setting,
+                expected.certified,
+                expected.verdict,
+                expected.more,
+            )
+            assert expected.summary is not None
+            assert choice["summary"] == pytest.approx(expected.summary.as_dict())
+
+
+def test_a_looser_bound_never_saves_less() -> None:
+    """The slider goes one way, and so does what it allows; at its loose end something is certified."""
+    points = answer(question())["points"]
+    assert [point["max_harm"] for point in points] == sorted(BOUNDS)
+    saved = []
+    for point in points:
+        best = next((choice for choice in point["choices"] if choice["policy"] == point["best"]), None)
+        saved.append(best["summary"]["saved_least"] if best else 0)
+    assert saved == sorted(saved)
+    assert saved[-1] > 0
+
+
+async def test_a_process_of_its_own_says_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It gets the records in parts, and is asked once for all who want to know."""
+    asked: list[int] = []
+
+    def once() -> Question:
+        asked.append(1)
+        return question()
+
+    whole = WhatIf(once)
+    first, second = await whole.answer(), await whole.answer()
+    assert first is second and len(asked) == 1
+    assert first == answer(question())
+
+
+async def test_a_process_that_fails_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In one line, and the next question is a new one."""
+    monkeypatch.setattr(whatif, "__name__", "governor_server.no_such_module")
+    with pytest.raises(WhatIfFailed, match="no_such_module"):
+        await WhatIf(question).answer()
+
+
+def test_records_are_packed_in_parts() -> None:
+    """Requests wait while one is packed."""
+    parts = batches(TRAFFIC)
+    assert [record for part in parts for record in part] == TRAFFIC
+    assert max(map(len, parts)) <= whatif.CHUNK < len(TRAFFIC)
