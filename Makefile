@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 export VENV ENGINE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup prometheus clients demo eval bench soak fuzz redis chromium train-atlas serve test lint format unit e2e docs docs-serve reference lock build clean
+.PHONY: help setup prometheus clients demo eval bench soak fuzz redis chromium dashboard train-atlas serve test lint format unit e2e docs docs-serve reference lock build clean
 
 help: ## Show this text
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -25,6 +25,9 @@ chromium: ## Install Chromium for the tests of the dashboard, unless it is there
 
 clients: setup ## Make an environment with the agent frameworks that the tests run (700 MB; in .venv/clients)
 	@scripts/clients
+
+dashboard: setup ## Show the dashboard: a real vLLM, the governor, and agents that keep asking (ARGS="..." go to `governor live`)
+	@$(BIN)/governor live $(ARGS)
 
 demo: setup ## Run the demonstration: agent, proxy and a real vLLM (ARGS="..." go to `governor demo`)
 	@$(BIN)/governor demo $(ARGS)

@@ -5,9 +5,11 @@ Each view is looked at in both themes and on a phone; the pictures are in build/
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ from governor_server.app import GovernorApp
 from tests.dashboard import traffic
 from tests.dashboard.browser import chromium
 from tests.server.test_access import digest
+from tests.server.test_gatekeeper import keeper, many
 
 PICTURES = Path(__file__).parents[2] / "build" / "dashboard"
 CONVERSATIONS = 10_000
@@ -52,7 +55,14 @@ def browser() -> Iterator[Browser]:
 @pytest.fixture(scope="module")
 def governor(browser: Browser, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[GovernorApp, str]]:
     """Full, and under load."""
-    config = traffic.settings(tmp_path_factory.mktemp("store"))
+    folder = tmp_path_factory.mktemp("store")
+    certified = keeper(folder / "gates.json", many(1800))
+    # The browser's driver has an event loop in this thread.
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(asyncio.run, certified.renew()).result()
+    calibration = {"path": str(folder / "gates.json"), "renew_s": 3600.0}
+    governance = {"mode": "enforce", "policy": "calibrated"}
+    config = traffic.settings(folder, calibration=calibration, governance=governance)
     traffic.fill(config, CONVERSATIONS)
     with traffic.served(config) as (app, url):
         for number in range(400):
@@ -146,6 +156,15 @@ def test_the_figures_go_on_by_themselves(watched: Watched) -> None:
     figure = watched.page.locator(".fact.proposed .figure")
     before = figure.inner_text()
     expect(figure).not_to_have_text(before, timeout=10_000)
+
+
+def test_the_certificate_says_what_it_promises(watched: Watched) -> None:
+    """The bound, what is allowed, and on what it rests."""
+    watched.show("overview")
+    card = watched.page.get_by_role("region", name="Harm certificate")
+    expect(card).to_contain_text("certified")
+    expect(card).to_contain_text("of 2.00% allowed")
+    expect(card).to_contain_text("observed conversations")
 
 
 def test_the_keyboard_is_enough(watched: Watched) -> None:

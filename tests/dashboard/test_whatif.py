@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from governor_server.replay import Recorded
 from governor_server.settings import GovernanceSettings
 from governor_server.tune import Aim, own_parameters, tuned
 from tests.server import logs
+from tests.server.test_gatekeeper import keeper, many
 
 TRAFFIC = logs.traffic(150)
 
@@ -55,18 +57,37 @@ def test_a_looser_bound_never_saves_less() -> None:
     assert saved[-1] > 0
 
 
+async def test_a_gate_is_asked_at_the_thresholds_that_each_bound_certifies(tmp_path: Path) -> None:
+    """On the conversations that it did not learn from: at a tight bound nothing, at a loose one more."""
+    pytest.importorskip("sklearn")
+    records = many(1800)
+    learned = keeper(tmp_path / "gates.json", records)
+    await learned.renew()
+    standings = {"atlas": learned.standings["", "atlas"]}
+    points = answer(question(records=records, standings=standings))["points"]
+    gates = [choice for point in points for choice in point["choices"] if choice["policy"] == "calibrated"]
+    assert len(gates) == len(points)
+    assert not gates[0]["certified"]
+    saved = [gate["summary"]["saved_least"] for gate in gates if gate["certified"]]
+    assert saved and saved == sorted(saved)
+    assert all(gate["certified"] for gate in gates[-5:])
+
+
+@pytest.mark.timeout(240)
 async def test_a_process_of_its_own_says_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     """It gets the records in parts, and is asked once for all who want to know."""
+    monkeypatch.setattr(whatif, "CHUNK", 16)
     asked: list[int] = []
+    few = question(records=logs.traffic(20))
 
     def once() -> Question:
         asked.append(1)
-        return question()
+        return few
 
     whole = WhatIf(once)
     first, second = await whole.answer(), await whole.answer()
     assert first is second and len(asked) == 1
-    assert first == answer(question())
+    assert first == answer(few)
 
 
 async def test_a_process_that_fails_says_why(monkeypatch: pytest.MonkeyPatch) -> None:

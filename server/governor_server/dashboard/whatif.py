@@ -2,7 +2,7 @@
 calls.
 
 All bounds of the slider are worked out at once, by what `governor tune` uses, in a process of its own with
-the lowest priority: a thread would take turns with the requests.
+a lower priority: a thread would take turns with the requests.
 """
 
 from __future__ import annotations
@@ -124,7 +124,7 @@ def batches(records: Sequence[CallRecord]) -> list[list[CallRecord]]:
 def main() -> None:
     """Reads a question from standard input, as `WhatIf` packs it, and writes the answer."""
     with suppress(OSError):
-        os.nice(19)
+        os.nice(10)
     parts = []
     while size := sys.stdin.buffer.read(8):
         parts.append(pickle.loads(sys.stdin.buffer.read(struct.unpack("!Q", size)[0])))

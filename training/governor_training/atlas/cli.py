@@ -23,6 +23,11 @@ made for this; what it shows is the mechanism, not what your model will gain. To
 serve --upstream URL.
 """
 
+LIVE_HELP = """\
+Starts vLLM with the bundled atlas model and a governor that enforces before it, prints the address of its
+dashboard, and lets agents ask questions until you press Ctrl-C. Needs neither a GPU nor a network.
+"""
+
 
 def register(subparsers: Any) -> None:
     """Adds the commands; heavy modules are imported by the command that needs them."""
@@ -38,6 +43,17 @@ def register(subparsers: Any) -> None:
     )
     _add_engine_arguments(demo)
     demo.set_defaults(run=_demo)
+
+    live = subparsers.add_parser(
+        "live", help="the dashboard, with a real vLLM and agents that keep asking", description=LIVE_HELP
+    )
+    live.add_argument("--questions", type=_count, default=None, help="how many (default: without end)")
+    live.add_argument("--seed", type=int, default=DEMO_SEED, help="which ones (default: %(default)s)")
+    live.add_argument(
+        "--out", type=Path, default=Path("build/live"), help="folder of the records (default: %(default)s)"
+    )
+    _add_engine_arguments(live)
+    live.set_defaults(run=_live)
 
     atlas = subparsers.add_parser("atlas", help="make and evaluate the demonstration's model")
     commands = atlas.add_subparsers(title="commands", metavar="COMMAND", required=True)
@@ -143,6 +159,15 @@ def _demo(options: argparse.Namespace) -> int:
 
     with _stack(options) as stack:
         demo.run(stack, options.out, questions=options.questions, seed=options.seed, console=_console())
+    return 0
+
+
+@told
+def _live(options: argparse.Namespace) -> int:
+    from governor_training.atlas import live
+
+    with _stack(options) as stack:
+        live.run(stack, options.out, seed=options.seed, questions=options.questions, console=_console())
     return 0
 
 

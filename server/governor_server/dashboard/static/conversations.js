@@ -89,13 +89,13 @@ function columns(now) {
     { name: "Conversation", head: true, of: (row) => h("a.name.keep", { href: link(row.conversation) }, row.conversation) },
     { name: "Last call", of: (row) => h("time.keep", { datetime: new Date(row.last * 1000).toISOString(), title: moment(row.last) }, ago(row.last, now)) },
     { name: "Arm", of: (row) => badge(ARMS[row.arm] ?? "plain", row.arm === "holdout" ? "held out" : row.arm) },
-    { name: "Calls", right: true, of: (row) => count(row.calls) },
-    { name: "Withheld", right: true, of: (row) => (row.withheld ? h("strong.withheld", count(row.withheld)) : "0") },
-    { name: "Against policy", right: true, of: (row) => count(row.spared) },
-    { name: "Changed the answer", right: true, of: (row) => (row.labelled ? `${row.changed} of ${row.labelled}` : "–") },
+    { name: "Calls", right: true, minor: true, of: (row) => count(row.calls) },
+    { name: "Withheld", right: true, of: (row) => [row.withheld ? h("strong.withheld", count(row.withheld)) : "0", h("span.phone", ` of ${count(row.calls)} calls`)] },
+    { name: "Against policy", right: true, minor: true, of: (row) => count(row.spared) },
+    { name: "Changed the answer", right: true, minor: true, of: (row) => (row.labelled ? `${row.changed} of ${row.labelled}` : "–") },
     { name: "Entropy, first to last", right: true, of: (row) => (row.entropy_first === null ? "–" : `${number(row.entropy_first)} → ${row.entropy_last === null ? "–" : number(row.entropy_last)}`) },
-    { name: "Score", right: true, of: (row) => (row.score === null ? "–" : percent(row.score, 0)) },
-    { name: "Tools", wide: true, of: (row) => row.tools.join(", ") },
+    { name: "Score", right: true, minor: true, of: (row) => (row.score === null ? "–" : percent(row.score, 0)) },
+    { name: "Tools", wide: true, minor: true, of: (row) => row.tools.join(", ") },
   ];
 }
 

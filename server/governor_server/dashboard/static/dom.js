@@ -43,13 +43,14 @@ export function empty(title, ...lines) {
   return h("div.empty", h("p", h("strong", title)), ...lines.map((line) => h("p", line)));
 }
 
-/** A table that becomes a list of cards on a phone. `columns`: [{name, of(row) → child or text, right, head}]. */
+/** A table that becomes a list of cards on a phone. `columns`: [{name, of(row) → child or text, right, head,
+ *  wide, minor}]; the minor ones are not on a phone. */
 export function table(label, columns, rows, options = {}) {
   const cell = (column, row) => {
     const made = column.of(row);
     const kind = column.head ? "th" : "td";
-    const classes = [column.right ? "right" : "", column.wide ? "wide" : ""].filter(Boolean).join(" ");
-    return h(kind, { "data-label": column.name, class: classes || null, scope: column.head ? "row" : null }, made ?? "–");
+    const classes = [column.right && "right", column.wide && "wide", column.minor && "minor"].filter(Boolean).join(" ");
+    return h(kind, { "data-label": column.name, class: classes || null, scope: column.head ? "row" : null }, ...[made ?? "–"].flat());
   };
   return h(
     "div.scroll",
