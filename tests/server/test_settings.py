@@ -37,8 +37,8 @@ def test_the_command_line_wins_over_the_environment_and_that_over_the_file(tmp_p
         server={"port": "3"},
     )
     assert settings.server.model_dump() == {
-        "host": "file", "port": 3, "workers": 1, "log_level": "debug", "log_format": "text", "drain_delay_s": 2.0,
-        "shutdown_grace_s": 10,
+        "host": "file", "port": 3, "workers": 1, "log_level": "debug", "log_format": "text",
+        "drain_delay_s": 2.0, "shutdown_grace_s": 10,
     }  # fmt: skip
     assert settings.probe.max_tokens == 7
 
