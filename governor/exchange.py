@@ -33,7 +33,7 @@ from governor.explanation import explanation
 from governor.generation import Generation, Purpose
 from governor.governance import Governance
 from governor.hold import Hold
-from governor.judge import Judge, Measures, NoProbe, Proposal
+from governor.judge import Judge, NoProbe, Proposal
 from governor.ledger import Ledger
 from governor.notices import notice_for
 from governor.policies import NeedProbe
@@ -256,7 +256,6 @@ class Exchange:
         generation = self._generations[-1]
         if generation.turn.finish_reason is None:
             return self.interrupted()
-        generation.measures = Measures.of(generation.turn, self._governance)
         if generation.purpose is not Purpose.REQUEST:
             self._ledger.costs.add(generation.purpose, generation.turn.usage)
         if generation.purpose is Purpose.ANSWER:
@@ -359,7 +358,7 @@ class Exchange:
         generation = self._generations[-1]
         if not self._may_probe and generation.probe is NoProbe.NOT_ASKED:
             generation.probe = NoProbe.FAILED
-        judged = self._judge.judge(generation.turn, generation.measures, generation.added, generation.probe)
+        judged = self._judged(generation)
         if isinstance(judged, NeedProbe):
             return Ask(Purpose.PROBE, probe_request(self._sent(generation.added), self._governance.probe))
         generation.proposals = judged
@@ -370,6 +369,12 @@ class Exchange:
         if not calls or len(generation.withheld) < calls:
             return self._deliver()
         return self._replace_calls(generation)
+
+    def _judged(self, generation: Generation) -> tuple[Proposal, ...] | NeedProbe:
+        """Without a call nothing is measured yet: the client has its message the sooner."""
+        if not generation.turn.calls:
+            return ()
+        return self._judge.judge(generation.turn, generation.measures, generation.added, generation.probe)
 
     def _decisions(self, proposals: Sequence[Proposal]) -> tuple[Decision, ...]:
         if not proposals:
@@ -456,7 +461,8 @@ class Exchange:
         answers = purpose is Purpose.ANSWER
         end = self._acts or self._explain is not Explain.NO
         hold = Hold(self._judge.governs, calls=self._acts and not answers, end=end, disguise=answers)
-        return Generation(purpose, added, Turn(self._governance.vocab_size, self._governance.markup), hold)
+        turn = Turn(self._governance.vocab_size, self._governance.markup)
+        return Generation(purpose, added, turn, hold, self._governance)
 
     def _sent(self, added: Sequence[Any]) -> dict[str, Any]:
         """The client's request as the model gets to see it, and what the governor `added` to it."""

@@ -8,6 +8,7 @@ from enum import StrEnum
 from typing import Any
 
 from governor.decision import Decision
+from governor.governance import Governance
 from governor.hold import Held, Hold
 from governor.judge import Measures, NoProbe, ProbeState, Proposal
 from governor.probe import ProbeAnswer
@@ -28,14 +29,15 @@ class Purpose(StrEnum):
 
 @dataclass(slots=True)
 class Generation:
-    """`added` are the messages that the governor put between the client's and this generation."""
+    """`added` are the messages that the governor put between the client's and this generation, which is
+    measured as `governance` says."""
 
     purpose: Purpose
     added: Sequence[Any]
     turn: Turn
     hold: Hold
+    governance: Governance
     response: Json | None = None
-    measures: Measures = Measures()
     probe: ProbeState = NoProbe.NOT_ASKED
     probe_response: Json | None = None
     proposals: Sequence[Proposal] = ()
@@ -44,6 +46,16 @@ class Generation:
     """What waited when its calls were withheld."""
     shown: bool = False
     """Whether the client has some of it."""
+    _measures: Measures | None = None
+
+    @property
+    def measures(self) -> Measures:
+        """The figures of its turn, taken when they are first asked for; none before upstream is done."""
+        if self.turn.finish_reason is None:
+            return Measures()
+        if self._measures is None:
+            self._measures = Measures.of(self.turn, self.governance)
+        return self._measures
 
     @property
     def withheld(self) -> frozenset[int]:

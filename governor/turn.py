@@ -29,7 +29,8 @@ class _CallParts:
 
 
 class Turn:
-    """What the model generated, collected from stream chunks or from a response.
+    """What the model generated, collected from stream chunks or from a response. Its tokens are read when
+    somebody wants them, which may be after the client has its message.
 
     Both ways give the same turn for the same generation: the spans come from the tokens' texts alone.
     """
@@ -42,8 +43,9 @@ class Turn:
         self._calls: dict[int, _CallParts] = {}
         self.reasoning_key = REASONING_KEYS[0]
         self.has_text = False
-        self.tokens: list[Token] = []
-        self.malformed_logprobs = False
+        self._tokens: list[Token] = []
+        self._unread: list[Json] = []
+        self._malformed_logprobs = False
         self._shown_unmeasured = False
         self.finish_reason: str | None = None
         self.usage: Json = {}
@@ -95,10 +97,26 @@ class Turn:
         parts.arguments.append(function.get("arguments") or "")
 
     def _add_tokens(self, logprobs: Json) -> None:
+        content = logprobs.get("content")
+        if isinstance(content, list):
+            self._unread += content
+        elif content:
+            self._malformed_logprobs = True
+
+    @property
+    def tokens(self) -> Sequence[Token]:
+        """Those whose logprobs came, and could be read."""
+        self._read()
+        return self._tokens
+
+    def _read(self) -> None:
+        if not self._unread:
+            return
+        unread, self._unread = self._unread, []
         try:
-            self.tokens += tokens_from_logprobs(logprobs.get("content") or (), self._vocab_size)
+            self._tokens += tokens_from_logprobs(unread, self._vocab_size)
         except LogprobsMalformed:
-            self.malformed_logprobs = True
+            self._malformed_logprobs = True
 
     @property
     def content(self) -> str:
@@ -130,9 +148,15 @@ class Turn:
         return self._calls[index].name if index in self._calls else ""
 
     @property
+    def malformed_logprobs(self) -> bool:
+        """Whether some of the logprobs that came could not be read."""
+        self._read()
+        return self._malformed_logprobs
+
+    @property
     def measured(self) -> bool:
         """Whether upstream sent the tokens' logprobs."""
-        return bool(self.tokens) and not self.malformed_logprobs
+        return bool(self.tokens) and not self._malformed_logprobs
 
     def has_gaps(self, spans: Sequence[Span]) -> bool:
         """Whether upstream left tokens out of the logprobs, so that the `spans` of the turn are not those of
