@@ -138,7 +138,8 @@ class GovernedChat:
                 step = self._exchange.interrupted()
         body = raw
         with self._proxy.fail_open("body"):
-            if isinstance(step, Deliver) and step.body and step.body is not parsed:
+            # Of a body that nobody could read there is nothing to deliver but itself.
+            if isinstance(step, Deliver) and parsed and step.body and step.body is not parsed:
                 body = orjson.dumps(step.body)
         headers = [pair for pair in response.headers if pair[0] not in _LENGTH]
         await self._reply.whole(response.status, [*headers, *self._own_headers(decided=True)], body)

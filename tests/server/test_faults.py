@@ -118,3 +118,12 @@ async def test_a_probe_that_upstream_refuses_lets_the_call_pass() -> None:
         status, headers, _ = await proxy.chat(chat())
         assert proxy.metric("governor_probe_failures_total", reason="status_429") == 1
     assert (status, headers["x-governor-decision"]) == (200, "pass")
+
+
+@pytest.mark.parametrize("body", [HTML, b"{}", b"[1]", b'{"choices": [{}'])
+@pytest.mark.parametrize("explain", ["0", "1", "tokens"])
+async def test_a_body_that_cannot_be_read_stays_as_it_is(body: bytes, explain: str) -> None:
+    """Also for a client that wants to be told what was decided: nothing was, and upstream's words are not
+    lost."""
+    async with scripted(Answer([body])) as upstream, proxied(upstream) as proxy:
+        assert (await proxy.chat(chat(), x_governor_explain=explain))[2] == body
