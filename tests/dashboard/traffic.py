@@ -126,7 +126,7 @@ def spoken(record: CallRecord, lots: Random) -> Transcript:
 def settings(folder: Path, **sections: Any) -> Settings:
     """Of a server that has room for all of it."""
     given: dict[str, Any] = {
-        "store": {"path": str(folder / "records.db"), "max_records": 60_000, "keep_conversations": True},
+        "store": {"path": str(folder / "records.db"), "max_records": 400_000, "keep_conversations": True},
         "governance": {"mode": "enforce"},
         "calibration": {"path": str(folder / "gates.json")},
         "prices": {"prompt_per_million": 0.5, "completion_per_million": 1.5, "per_call": {"search": 0.005}},
