@@ -17,6 +17,9 @@ from benchmarks.proxy.recordings import CALL, RESPONSE, WORKLOADS, without_logpr
 from benchmarks.proxy.report import BEGIN, END, tables, write_readme
 from benchmarks.proxy.summary import Memory, Results, Spread
 
+pytestmark = pytest.mark.timeout(240)
+"""Half a minute; a busy machine starts the programs slowly."""
+
 NOT_ALWAYS = frozenset({"cpu_us_per_chunk", "cpu_us_per_chunk_above_floor"})
 """Figures that only streams have."""
 
