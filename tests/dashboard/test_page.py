@@ -18,6 +18,7 @@ from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_playwright
 
 from governor_server.app import GovernorApp
+from governor_server.dashboard import whatif
 from tests.dashboard import traffic
 from tests.dashboard.browser import chromium
 from tests.server.test_access import digest
@@ -55,7 +56,10 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture(scope="module")
 def governor(browser: Browser, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[GovernorApp, str]]:
-    """Full of conversations."""
+    """Full of conversations. What if is asked of the newest, and once."""
+    quick = pytest.MonkeyPatch()
+    quick.setattr(whatif, "MOST_CONVERSATIONS", 300)
+    quick.setattr(whatif, "FRESH_S", 3600.0)
     folder = tmp_path_factory.mktemp("store")
     certified = keeper(folder / "gates.json", many(1800))
     # The browser's driver has an event loop in this thread.
@@ -69,6 +73,7 @@ def governor(browser: Browser, tmp_path_factory: pytest.TempPathFactory) -> Iter
         for number in range(400):
             app.metrics.overhead_seconds.observe(0.0004 + 0.000003 * number)
         yield app, url
+    quick.undo()
 
 
 class Watched:
