@@ -165,7 +165,8 @@ class GovernedChat:
         self._delivered()
 
     async def _generation(self, response: UpstreamResponse) -> bytes:
-        """Pass on what a stream shows at once; returns the bytes of the event that ended it."""
+        """Pass on what a stream shows at once; returns what is to come after all that waits: the bytes of the
+        event that ended it, or of one that has no end."""
         reader = sse.EventReader()
         async for piece in response.pieces():
             out = bytearray()
@@ -182,8 +183,7 @@ class GovernedChat:
         rest = reader.rest()
         if not self._given_up and (rest or not self._exchange.complete):
             self._proxy.metrics.upstream_failures_total.labels("truncated").inc()
-        await self._reply.piece(b"" if self._later else rest)
-        return b""
+        return b"" if self._later else rest
 
     async def _speak(self, body: bytes) -> None:
         if body and not self._spoke:

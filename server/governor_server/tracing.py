@@ -415,7 +415,7 @@ class Asked:
             self._span.set_attribute("gen_ai.response.finish_reasons", [finish_reason[:MAX_NAME_LENGTH]])
         for kind, key in (("input", "prompt_tokens"), ("output", "completion_tokens")):
             tokens = usage.get(key) if isinstance(usage, Mapping) else None
-            if isinstance(tokens, int):
+            if isinstance(tokens, int) and tokens >= 0:
                 self._span.set_attribute(f"gen_ai.usage.{kind}_tokens", tokens)
                 self.tracing.usage.record(tokens, {**self._measures, "gen_ai.token.type": kind})
 

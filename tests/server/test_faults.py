@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import aiohttp
 import pytest
 
-from tests.server.bodies import answer
+from tests.server.bodies import answer, chunks_of
 from tests.server.scripted_upstream import (
     ABORT,
     CLOSE,
@@ -118,6 +118,19 @@ async def test_a_probe_that_upstream_refuses_lets_the_call_pass() -> None:
         status, headers, _ = await proxy.chat(chat())
         assert proxy.metric("governor_probe_failures_total", reason="status_429") == 1
     assert (status, headers["x-governor-decision"]) == (200, "pass")
+
+
+async def test_half_an_event_comes_after_what_was_held_back() -> None:
+    """Before it, the two would be one event that nobody can read."""
+    calling = Generated(content="Let me look.", calls=[("c1", "lookup", '{"country": "Norway"}')])
+    *events, last = stream_bytes(calling.chunks(), done=False).removesuffix(b"\n\n").split(b"\n\n")
+    sent = b"".join(event + b"\n\n" for event in events) + last[:30]
+    request = chat(stream=True, logprobs=True, top_logprobs=20)
+    async with scripted(Answer.stream(sent)) as upstream, proxied(upstream) as proxy:
+        _, _, body = await proxy.chat(request)
+    whole = sent.removesuffix(last[:30])
+    assert chunks_of(body.removesuffix(last[:30])) == chunks_of(whole)
+    assert body.endswith(b"\n\n" + last[:30])
 
 
 @pytest.mark.parametrize("body", [HTML, b"{}", b"[1]", b'{"choices": [{}'])

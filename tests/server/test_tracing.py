@@ -245,12 +245,14 @@ async def test_the_metrics_of_the_conventions_count_every_request_to_upstream() 
     assert tuple(usage["input"].explicit_bounds)[:3] == (1, 4, 16)
 
 
-async def test_odd_bodies_break_neither_a_span_nor_an_answer() -> None:
+@pytest.mark.parametrize("usage", ["none", {"prompt_tokens": -1, "completion_tokens": "x"}])
+async def test_odd_bodies_break_neither_a_span_nor_an_answer(usage: object) -> None:
     """Names that are none or too long, numbers that are texts."""
     odd = Generated(calls=[("c1", "Oslo is the capital", "{}")]).response()
-    odd |= {"usage": "none", "model": ["x"]}
+    odd |= {"usage": usage, "model": ["x"]}
     async with scripted(Answer.whole(odd)) as upstream, traced(upstream) as (proxy, seen):
         status, _, _ = await proxy.chat({**chat(), "model": "a" * 5000})
+        assert "gen_ai.client.token.usage" not in str(seen.reader.get_metrics_data())
         spans = await seen.spans()
         assert (status, proxy.metric("governor_fail_open_total", where="trace")) == (200, 0)
     (event,) = spans[SERVER].events
