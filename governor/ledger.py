@@ -23,10 +23,12 @@ class Costs:
 
     tokens: dict[str, dict[str, int]] = field(default_factory=dict)
 
-    def add(self, purpose: Purpose, usage: Json) -> None:
+    def add(self, purpose: Purpose, usage: object) -> None:
+        """`usage` is what upstream says of it; what is no number of tokens counts as none."""
         costs = self.tokens.setdefault(purpose.value, {"prompt_tokens": 0, "completion_tokens": 0})
         for key in costs:
-            costs[key] += usage.get(key) or 0
+            tokens = usage.get(key) if isinstance(usage, Mapping) else None
+            costs[key] += tokens if isinstance(tokens, int) and tokens > 0 else 0
 
 
 class Ledger:

@@ -160,3 +160,15 @@ def seconds(count: int, names: int) -> float:
     exchange.records()
     assert len(exchange.decisions) == 1
     return time.process_time() - began
+
+
+@pytest.mark.parametrize("usage", ["none", [1], {"prompt_tokens": -5, "completion_tokens": "x"}, {}])
+def test_a_usage_that_is_none_costs_nothing(usage: object) -> None:
+    """The decision stands, and the records of the request are not lost over a count."""
+    exchange = Exchange(chat(), ENFORCE)
+    exchange.admission()
+    exchange.receive_response(Generated(calls=[NORWAY]).response())
+    assert isinstance(exchange.finish(), Ask)
+    exchange.probe_answered({**Generated(content="Oslo").response(), "usage": usage})
+    assert exchange.costs == {"probe": {"prompt_tokens": 0, "completion_tokens": 0}}
+    assert exchange.action is Action.ANSWER
