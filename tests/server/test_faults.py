@@ -120,6 +120,17 @@ async def test_a_probe_that_upstream_refuses_lets_the_call_pass() -> None:
     assert (status, headers["x-governor-decision"]) == (200, "pass")
 
 
+@pytest.mark.parametrize("choices", ([None], ["x"], [{"logprobs": "x"}], [{"logprobs": {"content": [1]}}]))
+async def test_a_chunk_that_is_none_takes_nothing_of_what_waits_with_it(choices: object) -> None:
+    """It is held back with the calls before it, and they are the client's whatever it is."""
+    chunks = Generated(calls=[("c1", "lookup", '{"country": "Norway"}')], top=None).chunks()
+    odd = {**chunks[0], "choices": choices}
+    source = stream_bytes([*chunks, odd])
+    async with scripted(Answer.stream(source), answer(PLAIN, False)) as upstream, proxied(upstream) as proxy:
+        _, _, body = await proxy.chat(chat(stream=True, logprobs=True, top_logprobs=2))
+    assert chunks_of(body) == [*chunks, odd]
+
+
 async def test_half_an_event_comes_after_what_was_held_back() -> None:
     """Before it, the two would be one event that nobody can read."""
     calling = Generated(content="Let me look.", calls=[("c1", "lookup", '{"country": "Norway"}')])
