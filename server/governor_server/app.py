@@ -367,8 +367,6 @@ def own_routes(app: GovernorApp) -> FastAPI:
             ]
         }
 
-    routes.include_router(
-        feedback_routes(app.feedback, app.store), responses=REFUSALS, dependencies=key
-    )
-    routes.include_router(dashboard_routes(app.dashboard))
+    for router in (feedback_routes(app.feedback, app.store), dashboard_routes(app.dashboard)):
+        routes.include_router(router, responses=REFUSALS, dependencies=key)
     return routes

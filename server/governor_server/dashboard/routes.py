@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 from urllib.parse import parse_qs
 
 import orjson
-from fastapi import APIRouter, Request, Response
+from fastapi import APIRouter, HTTPException, Request, Response
 from fastapi.responses import StreamingResponse
 from starlette.requests import ClientDisconnect
 
@@ -21,6 +21,7 @@ from governor.overview import REDUCTIONS, Overview, Talk, Tally, would_withhold
 from governor.records import CallRecord
 from governor.standing import Standing
 from governor.transcript import Transcript
+from governor_server.api_errors import described
 from governor_server.dashboard.assets import GUARDS, LASTING, PRIVATE, Assets
 from governor_server.dashboard.health import Health
 from governor_server.dashboard.live import MOST_VIEWERS, Live
@@ -214,11 +215,13 @@ def dashboard_routes(dashboard: Dashboard) -> APIRouter:
         headers = LASTING if version == dashboard.assets.version else {**GUARDS, "cache-control": "no-cache"}
         return Response(asset.body, media_type=None, headers={**headers, "content-type": asset.type})
 
-    @routes.get(f"{API}overview")
+    @routes.get(f"{API}overview", responses=described({503: "not known yet"}))
     async def overview() -> Response:
         """The figures of the overview: what the events bring, once."""
         body = await live.body()
-        return Response(body, 200 if body else 503, PRIVATE, JSON)
+        if not body:
+            raise _refused(503, "nothing is known yet: ask again")
+        return Response(body, 200, PRIVATE, JSON)
 
     @routes.get(EVENTS)
     async def events() -> Response:
@@ -237,7 +240,7 @@ def dashboard_routes(dashboard: Dashboard) -> APIRouter:
         await live.body()
         return _json(await asyncio.to_thread(dashboard.tools))
 
-    @routes.get(f"{API}conversations")
+    @routes.get(f"{API}conversations", responses=described({422: "no such parameter"}))
     async def conversations(
         text: str = "", arm: str = "", only: Only = "", start: int = 0, limit: int = 50
     ) -> Response:
@@ -252,15 +255,17 @@ def dashboard_routes(dashboard: Dashboard) -> APIRouter:
         )
 
     # Not a coroutine, so that a thread waits for the disk.
-    @routes.get(f"{API}conversation/{{name:path}}")
+    @routes.get(f"{API}conversation/{{name:path}}", responses=described({404: "no such conversation"}))
     def conversation(name: str) -> Response:
         """A conversation turn by turn: what was measured, each decision with its reason, the forced answers,
         and what would have been otherwise. Texts and the entropy of each token only where
         `store.keep_conversations` has them kept."""
         found = dashboard.conversation(name)
-        return _json(found or {"error": "no such conversation"}, 404 if found is None else 200)
+        if found is None:
+            raise _refused(404, "no such conversation")
+        return _json(found)
 
-    @routes.get(f"{API}whatif")
+    @routes.get(f"{API}whatif", responses=described({503: "it could not be worked out"}))
     async def whatif() -> Response:
         """For a scale of bounds on the harm: which setting of each policy would be certified on the recorded
         conversations, and what it would have saved. Takes seconds, and is kept for a minute."""
@@ -268,7 +273,7 @@ def dashboard_routes(dashboard: Dashboard) -> APIRouter:
             return _json(await dashboard.whatif.answer())
         except WhatIfFailed as error:
             log.warning("what if: %s", error)
-            return _json({"error": f"The answer could not be worked out: {error}"}, 503)
+            raise _refused(503, f"the answer could not be worked out: {error}") from None
 
     return routes
 
@@ -283,8 +288,12 @@ def _html(page: str, status: int) -> Response:
     return Response(page, status, PRIVATE, "text/html")
 
 
-def _json(value: Any, status: int = 200) -> Response:
-    return Response(orjson.dumps(value), status, PRIVATE, JSON)
+def _refused(status: int, text: str) -> HTTPException:
+    return HTTPException(status, text, dict(PRIVATE))
+
+
+def _json(value: Any) -> Response:
+    return Response(orjson.dumps(value), 200, PRIVATE, JSON)
 
 
 def _mentions(call: CallRecord, words: str) -> bool:

@@ -29,7 +29,7 @@ async function ask(path) {
     throw new Error("The session has ended.");
   }
   if (response.status === 404) throw new Error("There is no such conversation (any more).");
-  if (!response.ok) throw new Error((await response.json().catch(() => ({}))).error ?? `The governor answered ${response.status}.`);
+  if (!response.ok) throw new Error((await response.json().catch(() => ({}))).error?.message ?? `The governor answered ${response.status}.`);
   return response.json();
 }
 
