@@ -51,9 +51,11 @@ class Arm:
 
 
 def settings(arm: str, store: Path) -> dict[str, Any]:
-    """The governor's configuration: the defaults, and the tools that may be governed."""
+    """The governor's configuration: the defaults, and the tools that may be governed. It logs what is wrong
+    and not each request, as LiteLLM's proxy does here."""
     mode = "enforce" if arm == ENFORCING else "observe"
     return {
+        "server": {"log_level": "warning"},
         "governance": {"mode": mode, "vocab_size": VOCABULARY},
         "observe": {"probe": arm != MEASURING},
         "tools": {"read_only": list(READ_ONLY)},
