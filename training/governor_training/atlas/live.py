@@ -7,7 +7,7 @@ import asyncio
 import itertools
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,8 @@ PAUSE_S = 0.5
 
 SETTINGS = {
     "GOVERNANCE__MODE": "enforce",
+    # One tenant: feedback finds a conversation under the name that the agent gave it.
+    "AUTH__ISOLATION": "none",
     # Enough is held out and labelled that a few minutes show something.
     "EXPERIMENT__HOLDOUT": "0.3",
     "EXPERIMENT__LABELS": "1.0",
@@ -69,10 +71,11 @@ def run(stack: Stack, out: Path, *, seed: int, questions: int | None, console: C
 
 
 def _tasks(seed: int, questions: int | None) -> Iterator[Task]:
-    """Each batch is another one."""
+    """Each batch is another one, and a question that comes again is another conversation."""
     atlas = AtlasEnvironment()
     batches = (atlas.tasks(BATCH, seed + number, Split.HELD_OUT) for number in itertools.count())
-    return itertools.islice(itertools.chain.from_iterable(batches), questions)
+    asked = itertools.islice(itertools.chain.from_iterable(batches), questions)
+    return (replace(task, id=f"{number:05} {task.id}") for number, task in enumerate(asked, 1))
 
 
 async def _ask(url: str, tasks: Iterator[Task]) -> None:
