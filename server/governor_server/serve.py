@@ -146,6 +146,8 @@ class Server(uvicorn.Server):
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """On a signal."""
         if sig != signal.SIGTERM or self._drained_at is not None:
+            # Those who look at the dashboard are let go; the end would wait for them.
+            self._on_draining()
             super().handle_exit(sig, frame)
             return
         self._captured_signals.append(sig)
