@@ -14,13 +14,18 @@ PACKAGES = {"prometheus": "prometheus", "promtool": "prometheus", "redis-server"
 """The script in `scripts/` that gets a program; it unpacks it into a folder of the environment so named."""
 
 
+def found(name: str) -> str | None:
+    """The path of `name`, if it is there."""
+    unpacked = Path(sys.prefix) / PACKAGES[name] / "usr" / "bin"
+    return shutil.which(name) or shutil.which(name, path=str(unpacked))
+
+
 def binary(name: str) -> str:
     """The path of `name`; skips the test where there is none."""
-    unpacked = Path(sys.prefix) / PACKAGES[name] / "usr" / "bin"
-    found = shutil.which(name) or shutil.which(name, path=str(unpacked))
-    if found is None:
+    path = found(name)
+    if path is None:
         pytest.skip(f"{name} is not installed: run scripts/{PACKAGES[name]}, or apt-get install {name}")
-    return found
+    return path
 
 
 def environment(path: str) -> Mapping[str, str]:

@@ -2,7 +2,8 @@
 
 The proxy is asked at 80% of what it can take, which is measured first. Meanwhile upstream is killed and
 started again, some clients leave before they have their answer, and some read slowly. Each answer that comes
-is compared with its recording by hash; afterwards the proxy must hold no more than before.
+is compared with its recording by hash; afterwards the proxy must hold no more than before. Where a Redis is
+installed (`make redis`), the proxy shares its records through one, which is killed, too.
 """
 
 from __future__ import annotations
@@ -24,10 +25,10 @@ import uvloop
 
 from benchmarks.proxy.arms import ENFORCING, OBSERVING, Arm, governor, settings
 from benchmarks.proxy.cells import marks_from
-from benchmarks.proxy.processes import ProcessFailed, Running, wait_ready
+from benchmarks.proxy.processes import ProcessFailed, Running
 from benchmarks.proxy.summary import MB, Memory
 from benchmarks.soak.checks import Check, Snapshot, checks, quiet, rows
-from benchmarks.soak.faults import Dies, Fault, inject
+from benchmarks.soak.faults import REDIS, Dies, Fault, answers_health, inject, redis
 from benchmarks.soak.load import Load
 from governor_server.engine import free_port
 
@@ -105,12 +106,20 @@ def scene(mode: str, at: Path) -> Iterator[Scene]:
         command += ["--tokens-per-second", "0", "--least-pause", str(EVENT_S)]
         upstream = Dies("the upstream", command, port, at / "upstream.log", other)
         stack.callback(upstream.close)
-        wait_ready(upstream.running, "/health")
+        answers_health(upstream.running)
         store = at / "governor.db"
         configuration = settings(ENFORCING if mode == "enforce" else OBSERVING, store)
         configuration["store"]["max_records"] = MAX_RECORDS
+        faults: list[Dies] = [upstream]
+        if (shared := redis(at, other)) is not None:
+            stack.callback(shared.close)
+            shared.ready(shared.running)
+            configuration["store"]["redis_url"] = f"redis://127.0.0.1:{shared.port}"
+            faults.append(shared)
+        else:
+            print("no Redis is installed: the records are not shared (make redis)", flush=True)
         proxy = stack.enter_context(governor("governor", configuration, port, at, core))
-        yield Scene(proxy, store, [upstream])
+        yield Scene(proxy, store, faults)
 
 
 async def soak(on: Scene, arguments: argparse.Namespace) -> dict[str, Any]:
@@ -164,8 +173,20 @@ def judged(found: dict[str, Any], stored: int) -> list[Check]:
     before: Snapshot = found["before"]
     after: Snapshot = found["after"]
     memory: Memory = found["memory"]
-    struck = sum(found["faults"].values())
-    return list(checks(load, before, after, memory, struck=struck, max_records=MAX_RECORDS, stored=stored))
+    struck = dict(found["faults"])
+    unshared = struck.pop(REDIS, 0)
+    return list(
+        checks(
+            load,
+            before,
+            after,
+            memory,
+            struck=sum(struck.values()),
+            unshared=unshared,
+            max_records=MAX_RECORDS,
+            stored=stored,
+        )
+    )
 
 
 def main(given: Sequence[str] | None = None) -> int:

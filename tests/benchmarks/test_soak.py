@@ -81,12 +81,14 @@ def after(**changed: Mapping[tuple[str, ...], float]) -> Snapshot:
     return snapshot({**counted, **changed})
 
 
-def failed(last: Snapshot, *, wrong: int = 0, stored: int = 5, memory: Memory | None = None) -> set[str]:
+def failed(
+    last: Snapshot, *, wrong: int = 0, stored: int = 5, memory: Memory | None = None, unshared: int = 0
+) -> set[str]:
     """The first words of the checks that do not hold."""
     load = Load(Arm("governor", 1), marks_from(0), 1, leaving=0.0, slow=0.0)
     load.counts.update({Outcome.RIGHT: 7, Outcome.REFUSED: 1, Outcome.WRONG: wrong})
     flat = memory or Memory([0, 1], [70.0, 70.0])
-    found = checks(load, snapshot(), last, flat, struck=1, max_records=5, stored=stored)
+    found = checks(load, snapshot(), last, flat, struck=1, unshared=unshared, max_records=5, stored=stored)
     return {" ".join(check.name.split()[:3]) for check in found if not check.holds}
 
 
@@ -98,6 +100,8 @@ def test_every_check_can_fail() -> None:
     assert failed(after(governor_requests_total={("chat", "200"): 16})) == {"every request is"}
     assert failed(after(governor_fail_open_total={("chunk",): 1, ("answer",): 3})) == {"nothing of the"}
     assert failed(after(governor_store_errors_total={(): 1})) == {"every record was"}
+    assert failed(after(governor_store_errors_total={(): 1}), unshared=1) == set()
+    assert failed(after(), unshared=1) == {"a Redis that"}
     assert failed(after(governor_running_requests={(): 1})) == {"no request is"}
     assert failed(after(governor_conversations={(): 6})) == {"the records are"}
     assert failed(after(), stored=6) == {"the records are"}
