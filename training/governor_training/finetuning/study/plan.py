@@ -96,7 +96,7 @@ class Plan:
     batch: int | None = None
     generations: int | None = None
     tasks: int = 500
-    logged: int = 600
+    logged: int = 1500
     curve: int = 64
 
     def kept(self) -> dict[str, Any]:
