@@ -87,7 +87,7 @@ function make(context, root) {
   }
 
   const options = () => ({
-    axes: [{ size: 30, values: (_, all) => all.map((at) => axisTime(at, all)) }, { size: 44, values: (_, all) => all.map(short) }],
+    axes: [{ size: 30, space: 96, values: (_, all) => all.map((at) => axisTime(at, all)) }, { size: 44, values: (_, all) => all.map(short) }],
     scales: { x: { time: true }, y: { range: (_, __, most) => [0, Math.max(1, most * 1.08)] } },
     series: [
       {},
