@@ -19,7 +19,7 @@ from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, Final, Generic
 
 from governor_server.errors import SettingsError
-from governor_server.store import BATCH_SIZE, CLOSE_TIMEOUT_S, QUEUE_SIZE, Item, Table
+from governor_server.store import CLOSE_TIMEOUT_S, QUEUE_SIZE, Item, Table, next_batch
 
 if TYPE_CHECKING:
     import redis
@@ -257,24 +257,14 @@ class SharedLog(Generic[Item]):
     # The thread that writes
 
     def _write(self) -> None:
+        batch: list[Item | Landmark]
         last = False
         while not last:
-            batch, last = self._next_batch()
+            batch, last = next_batch(self._queue)
             while not self._written(batch):
                 if self._closing.wait(self._writing.backoff()):
                     last = True
                     break
-
-    def _next_batch(self) -> tuple[list[Item | Landmark], bool]:
-        """What waits in the queue, one item or more; and whether the end of the queue was reached."""
-        batch: list[Item | Landmark] = []
-        item = self._queue.get()
-        while item is not None:
-            batch.append(item)
-            if len(batch) == BATCH_SIZE or self._queue.empty():
-                return batch, False
-            item = self._queue.get()
-        return batch, True
 
     def _written(self, batch: list[Item | Landmark]) -> bool:
         """False where Redis did not take it. What was half taken may be written twice: the later counts."""

@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import orjson
 
@@ -295,25 +295,13 @@ class TableFile(Generic[Item]):
         self._thread.join(CLOSE_TIMEOUT_S)
 
     def _run(self) -> None:
+        batch: list[Item]
         last = False
         while not last:
-            batch, last = self._next_batch()
+            batch, last = next_batch(self._queue, GATHER_S)
             with self._counted():
                 self._save(self._connect(), [self._table.encode(item) for item in batch])
         self._disconnect()
-
-    def _next_batch(self) -> tuple[list[Item], bool]:
-        """What waits in the queue, one item or more; and whether the end of the queue was reached."""
-        batch: list[Item] = []
-        item = self._queue.get()
-        if item is not None:
-            time.sleep(GATHER_S)
-        while item is not None:
-            batch.append(item)
-            if len(batch) == BATCH_SIZE or self._queue.empty():
-                return batch, False
-            item = self._queue.get()
-        return batch, True
 
     def _save(self, connection: sqlite3.Connection, rows: list[Row]) -> None:
         if not rows:
@@ -363,3 +351,18 @@ class TableFile(Generic[Item]):
         except (KeyError, TypeError, ValueError):
             self._on_error()
             return None
+
+
+def next_batch(waiting: queue.Queue[Any], gather_s: float = 0.0) -> tuple[list[Any], bool]:
+    """What waits in a queue, one item or more; and whether its end, None, was reached. After the first item
+    others have `gather_s` seconds to come."""
+    batch = []
+    item = waiting.get()
+    if item is not None and gather_s:
+        time.sleep(gather_s)
+    while item is not None:
+        batch.append(item)
+        if len(batch) == BATCH_SIZE or waiting.empty():
+            return batch, False
+        item = waiting.get()
+    return batch, True
