@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import socket
 import subprocess
 import time
 import urllib.error
@@ -118,14 +119,18 @@ def start(
     return Running(name, port, process, log)
 
 
-def wait_ready(program: Running, path: str) -> None:
-    """Return when `path` answers with 200. Raises `ProcessFailed`."""
+def wait_ready(program: Running, path: str | None) -> None:
+    """Return when `path` answers with 200; where there is none, when connections are taken. Raises
+    `ProcessFailed`."""
     deadline = time.monotonic() + START_TIMEOUT_S
     while time.monotonic() < deadline:
         if program.process.poll() is not None:
             break
         with contextlib.suppress(OSError, urllib.error.URLError):
-            program.get(path)
+            if path is None:
+                socket.create_connection(("127.0.0.1", program.port), 1.0).close()
+            else:
+                program.get(path)
             return
         time.sleep(0.05)
     tail = program.log.read_text(errors="replace").splitlines()[-8:]

@@ -28,7 +28,7 @@ from benchmarks.proxy.cells import marks_from
 from benchmarks.proxy.processes import ProcessFailed, Running
 from benchmarks.proxy.summary import MB, Memory
 from benchmarks.soak.checks import Check, Snapshot, checks, quiet, rows
-from benchmarks.soak.faults import REDIS, Dies, Fault, answers_health, inject, redis
+from benchmarks.soak.faults import REDIS, Dies, Fault, inject, redis
 from benchmarks.soak.load import Load
 from governor_server.engine import free_port
 
@@ -106,14 +106,14 @@ def scene(mode: str, at: Path) -> Iterator[Scene]:
         command += ["--tokens-per-second", "0", "--least-pause", str(EVENT_S)]
         upstream = Dies("the upstream", command, port, at / "upstream.log", other)
         stack.callback(upstream.close)
-        answers_health(upstream.running)
+        upstream.wait_ready()
         store = at / "governor.db"
         configuration = settings(ENFORCING if mode == "enforce" else OBSERVING, store)
         configuration["store"]["max_records"] = MAX_RECORDS
         faults: list[Dies] = [upstream]
         if (shared := redis(at, other)) is not None:
             stack.callback(shared.close)
-            shared.ready(shared.running)
+            shared.wait_ready()
             configuration["store"]["redis_url"] = f"redis://127.0.0.1:{shared.port}"
             faults.append(shared)
         else:

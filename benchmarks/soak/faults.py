@@ -8,20 +8,16 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-import socket
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, Protocol
 
-from benchmarks.proxy.processes import ProcessFailed, Running, start, stop, wait_ready
+from benchmarks.proxy.processes import Running, start, stop, wait_ready
 from governor_server.engine import free_port
 from tests.binaries import environment, found
 
 REDIS: Final = "Redis"
-REDIS_S: Final = 20.0
-"""Until it takes connections."""
 
 
 class Fault(Protocol):
@@ -35,35 +31,17 @@ class Fault(Protocol):
     async def mend(self) -> None: ...
 
 
-def answers_health(program: Running) -> None:
-    """Waits for an HTTP server. Raises `ProcessFailed`."""
-    wait_ready(program, "/health")
-
-
-def takes_connections(program: Running) -> None:
-    """Waits for any server. Raises `ProcessFailed`."""
-    deadline = time.monotonic() + REDIS_S
-    while True:
-        try:
-            socket.create_connection(("127.0.0.1", program.port), 1.0).close()
-        except OSError as error:
-            if program.process.poll() is not None or time.monotonic() > deadline:
-                raise ProcessFailed(f"{program.name} does not start: {error}") from None
-            time.sleep(0.05)
-        else:
-            return
-
-
 @dataclass(slots=True)
 class Dies:
-    """A server that is killed, and started again at the same port. `running` is the present process."""
+    """A server that is killed, and started again at the same port. `ready` is the path that answers then,
+    None where it speaks no HTTP; `running` is the present process."""
 
     name: str
     command: Sequence[str]
     port: int
     log: Path
     core: int
-    ready: Callable[[Running], None] = answers_health
+    ready: str | None = "/health"
     environment: Mapping[str, str] = field(default_factory=dict)
     times: int = 0
     running: Running = field(init=False)
@@ -80,7 +58,11 @@ class Dies:
     async def mend(self) -> None:
         """Start it again. Raises `ProcessFailed`."""
         self.running = self._start()
-        await asyncio.to_thread(self.ready, self.running)
+        await asyncio.to_thread(self.wait_ready)
+
+    def wait_ready(self) -> None:
+        """Return when it serves. Raises `ProcessFailed`."""
+        wait_ready(self.running, self.ready)
 
     def close(self) -> None:
         """End it."""
@@ -99,7 +81,7 @@ def redis(at: Path, core: int) -> Dies | None:
         return None
     port = free_port("127.0.0.1", 0)
     command = [program, "--port", str(port), "--bind", "127.0.0.1", "--save", "", "--dir", str(at)]
-    return Dies(REDIS, command, port, at / "redis.log", core, takes_connections, environment(program))
+    return Dies(REDIS, command, port, at / "redis.log", core, None, environment(program))
 
 
 async def inject(faults: Sequence[Fault], seconds: float, every_s: float, down_s: float) -> None:
