@@ -2,10 +2,10 @@
 
     python -m benchmarks.proxy.upstream --port 9000
 
-Streams come as from an engine: one event at a time, each in a write of its own, `--tokens-per-second` of them
-shared by the streams that run, and none sooner than `--least-pause` after the one before it. A token of which
-upstream says nothing but its logprobs takes its time also where they were not asked for. An answer's ids are
-made of the request's field `user`, so that no two answers are the same and a client can tell whose it got.
+Streams come as from an engine, which decodes in batches: every `--step` each stream that runs gets its next
+event, in a write of its own. A token of which upstream says nothing but its logprobs takes its step also where
+they were not asked for. An answer's ids are made of the request's field `user`, so that no two answers are the
+same and a client can tell whose it got.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import argparse
 import asyncio
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final, cast
 
 import orjson
@@ -26,6 +26,8 @@ from tests.wire.recorded import Recorded
 HEAD_END: Final = b"\r\n\r\n"
 LENGTH: Final = b"content-length:"
 LAST_CHUNK: Final = b"0\r\n\r\n"
+STEP_S: Final = 0.005
+"""Of a model of some billion parameters on a GPU."""
 CALL_START: Final = {"count": 1, "max_model_len": 4096, "tokens": [8], "token_strs": None}
 
 
@@ -91,16 +93,32 @@ def prepared() -> Answers:
 
 @dataclass(slots=True)
 class Engine:
-    """What all connections share: the answers, and the pace. `token_s` 0: as fast as it can, but for
-    `least_pause_s` between two events of a stream."""
+    """What all connections share: the answers, and the batch of streams that get an event each every
+    `step_s`."""
 
     answers: Answers
-    token_s: float
-    least_pause_s: float = 0.0
-    streaming: int = 0
+    step_s: float
+    _batch: set[Connection] = field(default_factory=set)
 
     def answer(self, body: Mapping[str, Any]) -> Prepared | None:
         return self.answers.get((Kind.of(body), *asked(body)))
+
+    def join(self, stream: Connection) -> None:
+        """`stream` has more events to write."""
+        if not self._batch:
+            self._after(asyncio.get_running_loop().time())
+        self._batch.add(stream)
+
+    def leave(self, stream: Connection) -> None:
+        self._batch.discard(stream)
+
+    def _after(self, last: float) -> None:
+        asyncio.get_running_loop().call_at(last + self.step_s, self._step, last + self.step_s)
+
+    def _step(self, due: float) -> None:
+        self._batch = {stream for stream in self._batch if stream.write_event()}
+        if self._batch:
+            self._after(due)
 
 
 class Connection(asyncio.Protocol):
@@ -108,9 +126,7 @@ class Connection(asyncio.Protocol):
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
-        self._loop = asyncio.get_running_loop()
         self._buffer = b""
-        self._timer: asyncio.TimerHandle | None = None
         self._chunks: Sequence[bytes] = ()
         self._place = 0
 
@@ -133,10 +149,7 @@ class Connection(asyncio.Protocol):
         self._asked(head.split(b" ", 2)[1], body)
 
     def connection_lost(self, error: Exception | None) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-            self._engine.streaming -= 1
+        self._engine.leave(self)
 
     def _asked(self, path: bytes, body: bytes) -> None:
         if path == b"/v1/chat/completions":
@@ -150,24 +163,20 @@ class Connection(asyncio.Protocol):
                 self._transport.write(whole)
                 return
             self._place = 0
-            self._engine.streaming += 1
             self._transport.write(STREAM_HEAD)
-            self._next()
+            if self.write_event():
+                self._engine.join(self)
         elif path == b"/tokenize":
             self._transport.write(_answer(200, orjson.dumps(CALL_START)))
         else:
             self._transport.write(_answer(200, b"{}"))
 
-    def _next(self) -> None:
+    def write_event(self) -> bool:
+        """Write the next event; returns whether there are more."""
         if chunk := self._chunks[self._place]:
             self._transport.write(chunk)
         self._place += 1
-        if self._place == len(self._chunks):
-            self._timer = None
-            self._engine.streaming -= 1
-            return
-        pause = max(self._engine.least_pause_s, self._engine.token_s * self._engine.streaming)
-        self._timer = self._loop.call_later(pause, self._next)
+        return self._place < len(self._chunks)
 
 
 async def serve(port: int, engine: Engine) -> None:
@@ -183,17 +192,14 @@ def main() -> int:
     )
     parser.add_argument("--port", type=int, required=True)
     parser.add_argument(
-        "--tokens-per-second",
+        "--step",
         type=float,
-        default=1000.0,
-        help="events that all streams get together; 0: as fast as it can (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--least-pause", type=float, default=0.0, help="seconds from event to event of a stream (default: 0)"
+        default=STEP_S,
+        metavar="SECONDS",
+        help="from one event of a stream to its next (default: %(default)s)",
     )
     arguments = parser.parse_args()
-    token_s = 1 / arguments.tokens_per_second if arguments.tokens_per_second else 0.0
-    uvloop.run(serve(arguments.port, Engine(prepared(), token_s, arguments.least_pause)))
+    uvloop.run(serve(arguments.port, Engine(prepared(), arguments.step)))
     return 0
 
 

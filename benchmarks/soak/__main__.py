@@ -103,7 +103,7 @@ def scene(mode: str, at: Path) -> Iterator[Scene]:
         os.sched_setaffinity(0, {other})
         port = free_port("127.0.0.1", 0)
         command = [sys.executable, "-m", "benchmarks.proxy.upstream", "--port", str(port)]
-        command += ["--tokens-per-second", "0", "--least-pause", str(EVENT_S)]
+        command += ["--step", str(EVENT_S)]
         upstream = Dies("the upstream", command, port, at / "upstream.log", other)
         stack.callback(upstream.close)
         upstream.wait_ready()
