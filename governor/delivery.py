@@ -28,7 +28,7 @@ class Delivery:
     def receive(self, chunk: Json) -> tuple[Json, ...]:
         """What the client gets now that a chunk of the last generation came, which has taken it in."""
         generation = self._generations[-1]
-        first_token = len(generation.turn.tokens)
+        first_token = generation.turn.drawn
         generation.turn.add_chunk(chunk)
         if not self.first:
             self.first = chunk

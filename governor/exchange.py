@@ -136,6 +136,11 @@ class Exchange:
         return bool(self._body.get("stream"))
 
     @property
+    def shows_logprobs(self) -> bool:
+        """Whether the client asked for logprobs; what comes in may have them `Unread` where it did not."""
+        return self._view.logprobs
+
+    @property
     def request(self) -> dict[str, Any]:
         """What to send upstream for the client's request, after `admission`."""
         return self._view.request(self._sent(()))
@@ -185,7 +190,7 @@ class Exchange:
     def missing_logprobs(self) -> bool:
         """Whether upstream did not send the logprobs that were asked for, or not of every token."""
         first = self._generations[0]
-        return bool(first.turn.finish_reason) and not first.measures.complete
+        return bool(first.turn.finish_reason) and first.turn.has_gaps
 
     @property
     def policy_errors(self) -> Sequence[Exception]:
@@ -341,7 +346,7 @@ class Exchange:
         return Deliver()
 
     def _wants_label(self, first: Generation) -> bool:
-        if first.probe is not NoProbe.NOT_ASKED or not first.turn.measured or not self._may_probe:
+        if first.probe is not NoProbe.NOT_ASKED or not self._may_probe:
             return False
         unlabelled = self._ledger.unlabelled()
         if not self._labels and not any(record.explored for record in unlabelled):
@@ -350,7 +355,8 @@ class Exchange:
             decision.action is Action.PASS and self._judge.governs(decision.call.name)
             for decision in first.decisions
         )
-        return passed or (bool(unlabelled) and self._ledger.answer_after() is None)
+        wanted = passed or (bool(unlabelled) and self._ledger.answer_after() is None)
+        return wanted and first.turn.measured
 
     # Deciding
 

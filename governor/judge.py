@@ -54,29 +54,26 @@ class Proposal:
 
 @dataclass(frozen=True, slots=True)
 class Measures:
-    """The figures of one turn, in nats; None where upstream did not send the logprobs of every token.
-    `complete` says whether it did."""
+    """The figures of one turn, in nats; None where upstream did not send the logprobs of every token."""
 
     segment_entropy: float | None = None
     decision_entropy: float | None = None
     decision_margin: float | None = None
     arguments: tuple[float | None, ...] = ()
-    complete: bool = False
 
     @classmethod
     def of(cls, turn: Turn, governance: Governance) -> Measures:
         """The figures of `turn`."""
         calls = turn.calls
-        spans = turn.spans() if turn.measured else ()
-        if turn.has_gaps(spans) or not turn.measured:
+        if turn.has_gaps or not turn.measured:
             return cls(arguments=(None,) * len(calls))
+        spans = turn.spans()
         decision = decision_token(turn.tokens, spans)
         return cls(
             mean_entropy(segment(turn.tokens, spans, governance.segment_kinds)),
             decision.entropy.value if decision else None,
             decision.margin if decision else None,
             tuple(mean_entropy(call_tokens(turn.tokens, spans, place)) for place in range(len(calls))),
-            complete=True,
         )
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from governor.request import Json
 from governor.spans import SpanKind
+from governor.tokens import Unread
 from governor.turn import REASONING_KEYS, Turn, first_choice
 
 
@@ -94,9 +95,9 @@ class Keep:
             return [call for place, call in enumerate(calls) if place in kept]
         return [{**call, index_key: kept[call[index_key]]} for call in calls if call[index_key] in kept]
 
-    def _logprobs(self, logprobs: Json | None, first_token: int) -> Json | None:
-        if not logprobs:
-            return None
+    def _logprobs(self, logprobs: Json | Unread | None, first_token: int) -> Json | Unread | None:
+        if not logprobs or isinstance(logprobs, Unread):
+            return logprobs
         content = [
             token
             for place, token in enumerate(logprobs.get("content") or (), start=first_token)
@@ -133,7 +134,8 @@ def _reasoning(message: Json) -> str:
 
 
 def _concatenated(choices: Sequence[Json]) -> Json | None:
-    present = [logprobs for choice in choices if (logprobs := choice.get("logprobs"))]
+    found = [choice.get("logprobs") for choice in choices]
+    present = [logprobs for logprobs in found if logprobs and not isinstance(logprobs, Unread)]
     if not present:
         return None
     return {**present[0], "content": [token for part in present for token in part.get("content") or ()]}

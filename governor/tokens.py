@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from math import exp, inf, isnan, log1p
 from typing import Any, NamedTuple
 
@@ -11,6 +12,15 @@ from governor.errors import LogprobsMalformed
 
 MOST_EXCLUDED = 1 - 1e-9
 """Of a distribution with less than a billionth left, float32 logprobs tell nothing more."""
+
+
+@dataclass(frozen=True, slots=True)
+class Unread:
+    """The logprobs of a choice, still as upstream wrote them: most of a body's bytes, and of no use where no
+    decision and no record is made of them. Only for those that the client does not get."""
+
+    raw: bytes
+    parse: Callable[[bytes], Any]
 
 
 class Token(NamedTuple):

@@ -11,11 +11,14 @@ from governor.errors import CallsMalformed, LogprobsMalformed
 from governor.probe import ProbeAnswer
 from governor.request import Json
 from governor.spans import Markup, Span, SpanKind, mean_entropy, segment, spans
-from governor.tokens import Token, tokens_from_logprobs
+from governor.tokens import Token, Unread, tokens_from_logprobs
 
 REASONING_KEYS = ("reasoning", "reasoning_content")
 """The names of the field with the reasoning, the present one of vLLM first."""
 
+
+MOST_UNREAD = 256
+"""Chunks whose logprobs are kept unread: 20 of them a token are 1.4 KB to parse, and 0.3 KB once measured."""
 
 CALL_KEYS = ('"name"', '"function"', '"arguments"', "<function=")
 """How the body of a call begins."""
@@ -44,7 +47,9 @@ class Turn:
         self.reasoning_key = REASONING_KEYS[0]
         self.has_text = False
         self._tokens: list[Token] = []
-        self._unread: list[Json] = []
+        self._unread: list[Json | Unread] = []
+        self.drawn = 0
+        """Tokens so far, but for those in logprobs that came as `Unread`."""
         self._malformed_logprobs = False
         self._shown_unmeasured = False
         self.finish_reason: str | None = None
@@ -96,12 +101,15 @@ class Turn:
         parts.id, parts.name = id, name
         parts.arguments.append(function.get("arguments") or "")
 
-    def _add_tokens(self, logprobs: Json) -> None:
-        content = logprobs.get("content")
-        if isinstance(content, list):
-            self._unread += content
-        elif content:
-            self._malformed_logprobs = True
+    def _add_tokens(self, logprobs: Json | Unread) -> None:
+        if not isinstance(logprobs, Unread):
+            content = logprobs.get("content")
+            if not content:
+                return
+            self.drawn += len(content) if isinstance(content, list) else 0
+        self._unread.append(logprobs)
+        if len(self._unread) >= MOST_UNREAD:
+            self._read()
 
     @property
     def tokens(self) -> Sequence[Token]:
@@ -113,10 +121,11 @@ class Turn:
         if not self._unread:
             return
         unread, self._unread = self._unread, []
-        try:
-            self._tokens += tokens_from_logprobs(unread, self._vocab_size)
-        except LogprobsMalformed:
-            self._malformed_logprobs = True
+        for logprobs in unread:
+            try:
+                self._tokens += tokens_from_logprobs(_content(logprobs), self._vocab_size)
+            except LogprobsMalformed:
+                self._malformed_logprobs = True
 
     @property
     def content(self) -> str:
@@ -158,12 +167,14 @@ class Turn:
         """Whether upstream sent the tokens' logprobs."""
         return bool(self.tokens) and not self._malformed_logprobs
 
-    def has_gaps(self, spans: Sequence[Span]) -> bool:
-        """Whether upstream left tokens out of the logprobs, so that the `spans` of the turn are not those of
-        all its tokens. Servers drop those of the reasoning, or of the markers that a parser swallows; without
-        the marker a call's arguments would look like free text."""
-        unmarked = bool(self._calls) and all(span.kind is not SpanKind.CALL for span in spans)
-        return self._shown_unmeasured or unmarked
+    @property
+    def has_gaps(self) -> bool:
+        """Whether upstream left tokens out of the logprobs, as far as they were read, so that the spans of
+        the turn are not those of all its tokens. Servers drop those of the reasoning, or of the markers that
+        a parser swallows; without the marker a call's arguments would look like free text."""
+        if self._shown_unmeasured or self._malformed_logprobs or not (self._unread or self._tokens):
+            return True
+        return bool(self._calls) and all(span.kind is not SpanKind.CALL for span in self.spans())
 
     def spans(self) -> tuple[Span, ...]:
         """The spans of the turn.
@@ -208,6 +219,18 @@ class Turn:
             tokens=len(answer),
             prompt_tokens=0,
         )
+
+
+def _content(logprobs: Json | Unread) -> Sequence[Json]:
+    """The logprobs of the tokens. Raises `LogprobsMalformed`."""
+    try:
+        found = logprobs.parse(logprobs.raw) if isinstance(logprobs, Unread) else logprobs
+        content = found.get("content") or []
+    except (ValueError, AttributeError) as error:
+        raise LogprobsMalformed("malformed", f"{type(error).__name__}: {error}") from error
+    if not isinstance(content, list):
+        raise LogprobsMalformed("malformed", "content is no list")
+    return content
 
 
 def first_choice(body: Json) -> Mapping[str, Any] | None:

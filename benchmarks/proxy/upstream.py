@@ -2,10 +2,10 @@
 
     python -m benchmarks.proxy.upstream --port 9000
 
-Streams come as from an engine, which decodes in batches: every `--step` each stream that runs gets its next
-event, in a write of its own. A token of which upstream says nothing but its logprobs takes its step also where
-they were not asked for. An answer's ids are made of the request's field `user`, so that no two answers are the
-same and a client can tell whose it got.
+Streams come as from an engine, which decodes in batches: every `--step` each stream that runs gets its
+next event, in a write of its own. A token of which upstream says nothing but its logprobs takes its step also
+where they were not asked for. An answer's ids are made of the request's field `user`, so that no two answers
+are the same and a client can tell whose it got.
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ import orjson
 from governor.decision import Mode
 from governor.exchange import Ask, Deliver, Exchange, Purpose, Step
 from governor.request import Json
-from governor_server import sse
+from governor_server import answers, sse
 from governor_server.access import Caller
 from governor_server.accounting import account
 from governor_server.api_errors import Headers
@@ -65,6 +65,7 @@ class GovernedChat:
         self._reply = reply
         self._start = start
         self._waited_s = waited_s
+        self._parsed = orjson.loads if exchange.shows_logprobs else answers.parsed
         self._held = 0
         self._measured = 0
         self._given_up = False
@@ -129,7 +130,7 @@ class GovernedChat:
         parsed: Json = {}
         step: Step = Deliver()
         with self._proxy.fail_open("response"):
-            parsed = orjson.loads(raw)
+            parsed = self._parsed(raw)
             self._exchange.receive_response(parsed)
             self._generated()
             step = await self._decided()
@@ -196,7 +197,7 @@ class GovernedChat:
         if event.data is None or self._given_up:
             return b"" if self._later else event.raw
         with self._proxy.fail_open("chunk"):
-            chunk = orjson.loads(event.data)
+            chunk = self._parsed(event.data)
             passed = self._exchange.receive(chunk)
             if passed:
                 self._held = 0
@@ -261,7 +262,7 @@ class GovernedChat:
                     await self._generation(response)
                 else:
                     raw = await response.read_up_to(self._proxy.limits.max_held_bytes)
-                    self._exchange.receive_response(orjson.loads(raw))
+                    self._exchange.receive_response(self._parsed(raw))
                 self._waited_s += response.waited_s
                 self._generated()
             return Deliver() if self._given_up else self._exchange.finish()

@@ -8,9 +8,8 @@ unchanged is the same to the last byte.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import orjson
 
@@ -25,8 +24,7 @@ _BLANK_LINE = re.compile(rb"(?:\r\n|\n|\r(?!\n))" + _LINE_END)
 _LINES = re.compile(_LINE_END)
 
 
-@dataclass(frozen=True, slots=True)
-class Event:
+class Event(NamedTuple):
     """One event: its bytes, and its data; `data` is None for what carries none, such as a comment."""
 
     raw: bytes
@@ -41,14 +39,18 @@ class EventReader:
         self._searched = 0
         self._only_newlines = True
 
-    def feed(self, data: bytes) -> Iterator[Event]:
+    def feed(self, data: bytes) -> Sequence[Event]:
         """The events that are complete with `data`."""
+        if not self._buffer and (whole := _plain(data)):
+            return (Event(data, whole),)
         self._buffer += data
         self._only_newlines = self._only_newlines and b"\r" not in data
+        found = []
         while (end := self._event_end()) is not None:
-            yield self._cut(end)
+            found.append(self._cut(end))
         if len(self._buffer) > MAX_EVENT_BYTES:
-            yield Event(self.rest(), None)
+            found.append(Event(self.rest(), None))
+        return found
 
     def rest(self) -> bytes:
         """What is left of an event that never ended."""
@@ -76,9 +78,16 @@ class EventReader:
         return Event(raw, _data(raw))
 
 
+def _plain(raw: bytes) -> bytes | None:
+    """The data of what is one event with one line of data, as servers send it; None of anything else."""
+    if raw.startswith(b"data: ") and raw.find(b"\n", 6) == len(raw) - 2 and raw.endswith(b"\n\n"):
+        return raw[6:-2] if b"\r" not in raw else None
+    return None
+
+
 def _data(raw: bytes) -> bytes | None:
-    if raw.startswith(b"data: ") and raw.find(b"\n", 6) == len(raw) - 2 and raw.find(b"\r", 6) < 0:
-        return raw[6:-2]
+    if (plain := _plain(raw)) is not None:
+        return plain
     fields = [line[5:].removeprefix(b" ") for line in _LINES.split(raw) if line.startswith(b"data:")]
     return b"\n".join(fields) if fields else None
 

@@ -1,0 +1,57 @@
+"""Upstream's answers, parsed as far as somebody needs them.
+
+With 20 of them a token, logprobs are nine tenths of an answer. A client that did not ask for them does not
+get them, and the governor needs them for the turns that it decides on or keeps a record of. So they are
+skipped over, and handed to the core as `Unread`.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import msgspec
+import orjson
+
+from governor.tokens import Unread
+
+KEY: Final = b'"logprobs":'
+BEGIN: Final = KEY + b'{"content":[{'
+"""How the logprobs of at least one token begin in what vLLM writes. Others are parsed at once."""
+
+NOTHING: Final = msgspec.Raw(b"null")
+
+
+class _Choice(msgspec.Struct):
+    logprobs: msgspec.Raw = NOTHING
+
+
+class _Body(msgspec.Struct):
+    choices: list[_Choice]
+
+
+_decoder: Final = msgspec.json.Decoder(_Body)
+
+
+def parsed(body: bytes) -> Any:
+    """The JSON in `body`, a chunk or a whole response, with the logprobs of its only choice `Unread`.
+
+    Raises `orjson.JSONDecodeError`.
+    """
+    at = body.find(BEGIN)
+    if at < 0:
+        return orjson.loads(body)
+    try:
+        (choice,) = _decoder.decode(body).choices
+    except (msgspec.MsgspecError, ValueError):
+        return orjson.loads(body)
+    at += len(KEY)
+    raw = bytes(choice.logprobs)
+    if not body.startswith(raw, at):
+        return orjson.loads(body)
+    rest = orjson.loads(body[:at] + b"null" + body[at + len(raw) :])
+    (left,) = rest["choices"]
+    # What was taken out might have been another field of the same name.
+    if left["logprobs"] is not None:
+        return orjson.loads(body)
+    left["logprobs"] = Unread(raw, orjson.loads)
+    return rest

@@ -1,0 +1,72 @@
+"""Upstream's answers are read as far as somebody needs them, and nobody can tell."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import orjson
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from governor.tokens import Unread
+from governor_server.answers import parsed
+from tests.wire.recorded import recorded
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers(-(2**53), 2**53) | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
+    max_leaves=8,
+)
+
+
+def read_to_the_end(value: Any) -> Any:
+    """`value` with everything in it parsed."""
+    if isinstance(value, Unread):
+        return value.parse(value.raw)
+    if isinstance(value, dict):
+        return {key: read_to_the_end(inner) for key, inner in value.items()}
+    return [read_to_the_end(inner) for inner in value] if isinstance(value, list) else value
+
+
+@pytest.mark.parametrize("name", ["chat_tools_none", "chat_plain", "n2", "err_model"])
+def test_what_is_left_unread_is_what_upstream_sent(name: str) -> None:
+    body = recorded(name).body
+    assert read_to_the_end(parsed(body)) == orjson.loads(body)
+
+
+def test_the_logprobs_of_an_answer_are_left_unread() -> None:
+    (choice,) = parsed(recorded("chat_tools_none").body)["choices"]
+    assert isinstance(choice["logprobs"], Unread)
+
+
+LOGPROBS = {"content": [{"token": "x", "logprob": -1.0, "top_logprobs": []}]}
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"choices": [{"logprobs": LOGPROBS}, {"logprobs": LOGPROBS}]},
+        {"choices": [], "logprobs": LOGPROBS},
+        {"logprobs": LOGPROBS},
+        {"choices": [{"delta": {"logprobs": LOGPROBS}, "logprobs": LOGPROBS}]},
+        {"logprobs": LOGPROBS, "choices": [{"logprobs": {"content": []}}]},
+        {"choices": {"logprobs": LOGPROBS}},
+        {"choices": [[{"logprobs": LOGPROBS}]]},
+        [{"choices": [{"logprobs": LOGPROBS}]}],
+    ],
+)
+def test_of_odd_bodies_nothing_is_taken_away(body: Any) -> None:
+    assert read_to_the_end(parsed(orjson.dumps(body))) == body
+
+
+@given(st.dictionaries(st.sampled_from(["choices", "logprobs", "delta", "x"]), JSON, max_size=3), JSON, JSON)
+def test_any_body_reads_the_same(body: dict[str, Any], delta: Any, more: Any) -> None:
+    whole = {**body, "choices": [{"delta": delta, "logprobs": LOGPROBS, "more": more}]}
+    assert read_to_the_end(parsed(orjson.dumps(whole))) == whole
+
+
+@pytest.mark.parametrize("body", [b"", b"{", b'{"choices":[{"logprobs":{"content":[{]}}]}', b"\xff"])
+def test_what_is_no_json_is_told(body: bytes) -> None:
+    with pytest.raises(orjson.JSONDecodeError):
+        parsed(body)
