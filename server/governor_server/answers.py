@@ -7,18 +7,30 @@ skipped over, and handed to the core as `Unread`.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Final
 
 import msgspec
 import orjson
 
+from governor.request import Json
 from governor.tokens import Unread
+from governor_server import sse
 
 KEY: Final = b'"logprobs":'
 BEGIN: Final = KEY + b'{"content":[{'
 """How the logprobs of at least one token begin in what vLLM writes. Others are parsed at once."""
 
 NOTHING: Final = msgspec.Raw(b"null")
+
+
+class Chunk(dict[str, Any]):
+    """A chunk of a stream that knows the event it came in, so that one that goes on as it is, also after it
+    has waited, is the same to the last byte."""
+
+    __slots__ = ("event",)
+
+    event: bytes
 
 
 class _Choice(msgspec.Struct):
@@ -30,6 +42,19 @@ class _Body(msgspec.Struct):
 
 
 _decoder: Final = msgspec.json.Decoder(_Body)
+
+
+def chunk(data: bytes, event: bytes, parse: Callable[[bytes], Any]) -> Chunk:
+    """The chunk in the `data` of an `event`. Raises `orjson.JSONDecodeError`, and TypeError or ValueError
+    where it is none."""
+    read = Chunk(parse(data))
+    read.event = event
+    return read
+
+
+def written(chunk: Json) -> bytes:
+    """The event that brings `chunk` to the client."""
+    return chunk.event if isinstance(chunk, Chunk) else sse.event(chunk)
 
 
 def parsed(body: bytes) -> Any:

@@ -6,7 +6,6 @@ import asyncio
 import importlib.metadata
 import logging
 import time
-import uuid
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import replace
@@ -27,6 +26,7 @@ from governor_server.access import Access
 from governor_server.api_errors import ApiError, described
 from governor_server.asgi import Receive, Reply, Scope, Send
 from governor_server.balancer import Balancer, Member, is_healthy
+from governor_server.current import new_name
 from governor_server.dashboard.routes import Dashboard, dashboard_routes, is_of_page, is_private
 from governor_server.errors import SettingsError
 from governor_server.feedback import EFFECT, FEEDBACK, FeedbackStore, feedback_routes
@@ -127,7 +127,7 @@ class GovernorApp:
             access=self.access,
             limits=settings.limits,
             clock=time.time,
-            new_id=lambda: uuid.uuid4().hex,
+            new_id=new_name,
             probe_timeout_s=settings.probe.timeout_s,
             probe_when_observing=settings.observe.probe,
             transcripts=self.transcripts,

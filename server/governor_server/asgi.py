@@ -85,8 +85,12 @@ def target(scope: Scope) -> bytes:
 
 
 def header(scope: Scope, name: bytes) -> str:
-    """The value of a request header, "" if there is none."""
-    return next((value.decode("latin-1") for key, value in scope["headers"] if key.lower() == name), "")
+    """The value of a request header, "" if there is none; `name` in lower case, as servers hand them on."""
+    for key, value in scope["headers"]:
+        if key == name:
+            found: bytes = value
+            return found.decode("latin-1")
+    return ""
 
 
 async def read_body(scope: Scope, receive: Receive, limits: LimitSettings) -> bytes:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import random
 import re
-import uuid
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from contextvars import ContextVar
@@ -56,6 +56,11 @@ def current_trace() -> RequestTrace | None:
     return request.trace if request is not None else None
 
 
+def new_name() -> str:
+    """One that nothing else has: 32 hexadecimal digits. It need not be hard to guess."""
+    return f"{random.getrandbits(128):032x}"
+
+
 def request_id(given: str) -> str:
     """The client's name for its request where it is one, else a fresh one."""
-    return given if SANE_ID.fullmatch(given) else uuid.uuid4().hex
+    return given if SANE_ID.fullmatch(given) else new_name()

@@ -5,9 +5,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager, nullcontext, suppress
 from time import perf_counter
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import orjson
 
@@ -65,7 +66,8 @@ class GovernedChat:
         self._reply = reply
         self._start = start
         self._waited_s = waited_s
-        self._parsed = orjson.loads if exchange.shows_logprobs else answers.parsed
+        self._parsed: Callable[[bytes], Any] = orjson.loads if exchange.shows_logprobs else answers.parsed
+        self._may_fail = proxy.fail_open("chunk")
         self._held = 0
         self._measured = 0
         self._given_up = False
@@ -170,17 +172,17 @@ class GovernedChat:
         event that ended it, or of one that has no end."""
         reader = sse.EventReader()
         async for piece in response.pieces():
-            out = bytearray()
+            out: list[bytes] = []
             self._measured += len(piece)
             if self._measured > MAX_MEASURED_BYTES and not self._given_up:
-                out += self._overflow()
+                out.append(self._overflow())
             for event in reader.feed(piece):
                 if event.data == sse.DONE:
-                    await self._speak(bytes(out))
+                    await self._speak(b"".join(out))
                     await response.settle()
                     return event.raw
-                out += self._event(event)
-            await self._speak(bytes(out))
+                out.append(self._event(event))
+            await self._speak(b"".join(out))
         rest = reader.rest()
         if not self._given_up and (rest or not self._exchange.complete):
             self._proxy.metrics.upstream_failures_total.labels("truncated").inc()
@@ -196,12 +198,11 @@ class GovernedChat:
         """What the client gets for one event of upstream."""
         if event.data is None or self._given_up:
             return b"" if self._later else event.raw
-        with self._proxy.fail_open("chunk"):
-            chunk = self._parsed(event.data)
-            passed = self._exchange.receive(chunk)
-            if passed:
+        with self._may_fail:
+            chunk = answers.chunk(event.data, event.raw, self._parsed)
+            if passed := self._exchange.receive(chunk):
                 self._held = 0
-                return b"".join(event.raw if sent is chunk else sse.event(sent) for sent in passed)
+                return b"".join(map(answers.written, passed))
             return self._waits(len(event.raw))
         return self._give_up() + (b"" if self._later else event.raw)
 
@@ -247,7 +248,7 @@ class GovernedChat:
         await self._reply.piece(sse.event(error.body))
 
     def _chunks(self, step: Deliver) -> bytes:
-        return b"".join(sse.event(chunk) for chunk in step.chunks)
+        return b"".join(map(answers.written, step.chunks))
 
     # What the exchange asks for
 

@@ -239,10 +239,11 @@ class Upstream:
 def forwarded(headers: Iterable[tuple[bytes, bytes]], *, drop: frozenset[bytes] = frozenset()) -> Headers:
     """The headers that a proxy hands on: all but those between two neighbours, and those in `drop`."""
     pairs = [(name.lower(), value) for name, value in headers]
-    named = {
-        token.strip().lower() for name, value in pairs if name == b"connection" for token in value.split(b",")
-    }
-    return [pair for pair in pairs if pair[0] not in HOP_BY_HOP | named | drop]
+    dropped = HOP_BY_HOP | drop
+    for name, value in pairs:
+        if name == b"connection":
+            dropped |= {token.strip().lower() for token in value.split(b",")}
+    return [pair for pair in pairs if pair[0] not in dropped]
 
 
 def requested(headers: Iterable[tuple[bytes, bytes]], *, drop: frozenset[bytes] = frozenset()) -> Headers:
