@@ -8,7 +8,7 @@ skipped over, and handed to the core as `Unread`.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Any, Final, NotRequired, TypedDict
 
 import msgspec
 import orjson
@@ -41,7 +41,23 @@ class _Body(msgspec.Struct):
     choices: list[_Choice]
 
 
-_decoder: Final = msgspec.json.Decoder(_Body)
+class _Alternative(TypedDict):
+    logprob: float
+
+
+class _Token(TypedDict):
+    token: str
+    logprob: float
+    top_logprobs: NotRequired[list[_Alternative]]
+
+
+class _Logprobs(TypedDict):
+    content: list[_Token]
+
+
+_body: Final = msgspec.json.Decoder(_Body)
+_logprobs: Final = msgspec.json.Decoder(_Logprobs)
+"""What is measured. The bytes and the texts of the alternatives are half of what there is."""
 
 
 def chunk(data: bytes, event: bytes, parse: Callable[[bytes], Any]) -> Chunk:
@@ -66,7 +82,7 @@ def parsed(body: bytes) -> Any:
     if at < 0:
         return orjson.loads(body)
     try:
-        (choice,) = _decoder.decode(body).choices
+        (choice,) = _body.decode(body).choices
     except (msgspec.MsgspecError, ValueError):
         return orjson.loads(body)
     at += len(KEY)
@@ -78,5 +94,5 @@ def parsed(body: bytes) -> Any:
     # What was taken out might have been another field of the same name.
     if left["logprobs"] is not None:
         return orjson.loads(body)
-    left["logprobs"] = Unread(raw, orjson.loads)
+    left["logprobs"] = Unread(raw, _logprobs.decode)
     return rest

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from governor.tokens import Unread
+from governor.tokens import Unread, tokens_from_logprobs
 from governor_server.answers import parsed
 from tests.wire.recorded import recorded
 
@@ -23,7 +23,7 @@ JSON = st.recursive(
 def read_to_the_end(value: Any) -> Any:
     """`value` with everything in it parsed."""
     if isinstance(value, Unread):
-        return value.parse(value.raw)
+        return orjson.loads(value.raw)
     if isinstance(value, dict):
         return {key: read_to_the_end(inner) for key, inner in value.items()}
     return [read_to_the_end(inner) for inner in value] if isinstance(value, list) else value
@@ -38,6 +38,14 @@ def test_what_is_left_unread_is_what_upstream_sent(name: str) -> None:
 def test_the_logprobs_of_an_answer_are_left_unread() -> None:
     (choice,) = parsed(recorded("chat_tools_none").body)["choices"]
     assert isinstance(choice["logprobs"], Unread)
+
+
+def test_what_is_measured_is_read_of_them() -> None:
+    body = recorded("chat_tools_none").body
+    (choice,) = parsed(body)["choices"]
+    of_all = orjson.loads(body)["choices"][0]["logprobs"]["content"]
+    content = choice["logprobs"].parse(choice["logprobs"].raw)["content"]
+    assert tokens_from_logprobs(content, 1000) == tokens_from_logprobs(of_all, 1000)
 
 
 LOGPROBS = {"content": [{"token": "x", "logprob": -1.0, "top_logprobs": []}]}
