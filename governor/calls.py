@@ -62,6 +62,11 @@ def _canonical(arguments: str) -> str:
         return text
 
 
+def digest(text: str) -> str:
+    """What stands for a text that is not kept, in 64 characters; any text, lone surrogates included."""
+    return sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+
+
 class ToolEffect(StrEnum):
     """What executing a tool may do to the world. Only read-only calls are ever withheld."""
 
@@ -121,7 +126,7 @@ def schemas_of(tools: Iterable[Any]) -> dict[str, str]:
 
 def _fingerprint(tool: object) -> str:
     text = json.dumps(tool, sort_keys=True, default=str)
-    return sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
+    return digest(text)[:16]
 
 
 def _matches(name: str, patterns: tuple[str, ...]) -> bool:

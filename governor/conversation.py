@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Any, Final
 
-from governor.calls import CallSignature, ToolCall, ToolCatalog, ToolEffect
+from governor.calls import CallSignature, ToolCall, ToolCatalog, ToolEffect, digest
 from governor.notices import is_notice
 
 
@@ -49,6 +49,74 @@ class ExecutedCall:
     @property
     def failed(self) -> bool:
         return self.outcome in (Outcome.FAILED, Outcome.TRANSIENT)
+
+
+@dataclass(frozen=True, slots=True)
+class AnsweredCall:
+    """A call of the history that has a result; `asked` is the `last_question` of the messages before it."""
+
+    call: ToolCall
+    asked: str
+
+    @property
+    def id(self) -> str:
+        return self.call.id
+
+    @property
+    def signature(self) -> str:
+        return str(self.call.signature)
+
+    @property
+    def origin(self) -> str:
+        """What its record has as `CallRecord.origin`."""
+        return origin(self.asked, self.signature)
+
+
+def answered_calls(messages: Sequence[Any]) -> tuple[AnsweredCall, ...]:
+    """The calls of the history that have results, in the order of these; of several with one id the last."""
+    proposed: dict[str, AnsweredCall] = {}
+    answered: dict[str, AnsweredCall] = {}
+    before = ""
+    for message in messages:
+        role = _role(message)
+        if role == "user":
+            before = last_question((message,))
+        elif role == "assistant":
+            proposed.update((call.id, AnsweredCall(call, before)) for call in _calls(message))
+        elif role == "tool":
+            identity = message.get("tool_call_id")
+            if isinstance(identity, str) and identity in proposed:
+                answered.pop(identity, None)
+                answered[identity] = proposed[identity]
+    return tuple(answered.values())
+
+
+def last_question(messages: Sequence[Any]) -> str:
+    """A digest of the user's last message, "" without one.
+
+    Clients drop old messages, clear old results and put the time into the system prompt: the user's last
+    message before a call is what is still there as it was when a later request has the call in its history.
+    """
+    users = (message for message in reversed(messages) if _role(message) == "user")
+    last = next(users, None)
+    return "" if last is None else digest(_words(last.get("content")))
+
+
+def origin(asked: str, signature: str) -> str:
+    """A digest of what a call asks, and of the user's message that it was made for: the same for the same
+    call whenever its history is read, and another one for nearly all calls that only have the same id."""
+    return digest(f"{asked}\n{signature}")[:32]
+
+
+def _words(content: object) -> str:
+    """The text of a message's content without the parts that are none: pictures are long, and clients take
+    old ones out."""
+    if isinstance(content, str):
+        return content
+    if not isinstance(content, Sequence):
+        return ""
+    texts = (part.get("text") for part in content if isinstance(part, Mapping))
+    return "\n".join(text for text in texts if isinstance(text, str))
 
 
 def executed_calls(messages: Sequence[Any], catalog: ToolCatalog) -> tuple[ExecutedCall, ...]:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
-from governor.conversation import step
+from governor.conversation import last_question, origin, step
 from governor.decision import Decision, Reason
 from governor.experiment import Arm
 from governor.generation import Generation, Purpose
@@ -53,6 +54,10 @@ class Ledger:
         self.step = step(body["messages"])
         self.costs = Costs()
 
+    @cached_property
+    def _asked(self) -> str:
+        return last_question(self._body["messages"])
+
     def new(self) -> tuple[CallRecord, ...]:
         """A record for each call decided on."""
         return tuple(
@@ -81,6 +86,7 @@ class Ledger:
             signals=signals(replace(proposal.evidence, probe=generation.forced), proposal.rule),
             rule=proposal.rule,
             turn_usage=_counted(generation.turn.usage),
+            origin=origin(self._asked, str(decision.call.signature)),
         )
 
     def completed(self, pruning: Pruning) -> tuple[CallRecord, ...]:

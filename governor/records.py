@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
-from hashlib import sha256
 from typing import Any
 
+from governor.calls import digest
 from governor.labels import Label, label
 from governor.probe import ProbeAnswer
 from governor.signals import Signals
@@ -15,14 +15,16 @@ from governor.spans import entropy_reduction
 
 @dataclass(frozen=True, slots=True)
 class CallRecord:
-    """What is known of one call, found again by `call_id`.
+    """What is known of one call, found again by `call_id` and `origin`: an id alone may be that of several
+    calls, since some models number the calls of every conversation.
 
     Entropies in nats; `signature` is `str(ToolCall.signature)`; `decision` is `Decision.as_dict()`;
     `created` is in seconds of the caller's clock; `usage` holds token counts of what the governor itself
     generated. `signals` are those of `governor.signals`, with the probe's where there was one, and `rule` the
     reason of the rule that speaks against the call, "" if none does. `schema` is the fingerprint of the
     tool's description. `explored`: it would have been withheld, and was let through to learn from.
-    `turn_usage` holds the token counts of the turn that proposed the call, where upstream told them.
+    `turn_usage` holds the token counts of the turn that proposed the call, where upstream told them. `origin`
+    is `governor.conversation.origin`, "" in records of earlier versions.
 
     `outcome`, `entropy_after`, `probe_after` and `returned` (when the request with the result came, by the
     same clock) are filled in by the next turn, once the call's result is in the context; `stub` says why a
@@ -52,6 +54,7 @@ class CallRecord:
     stub: str = ""
     turn_usage: Mapping[str, int] = field(default_factory=dict)
     returned: float | None = None
+    origin: str = ""
 
     @property
     def entropy_reduction(self) -> float | None:
@@ -78,6 +81,10 @@ class CallRecord:
             return None
         return not self.probe_before.same_answer(self.probe_after)
 
+    def is_of(self, signature: str) -> bool:
+        """Whether it is of a call with this signature; also where a digest is all that was kept of it."""
+        return self.signature == signature or self.signature == digest(signature)
+
     def as_dict(self, *, keep_text: bool = True) -> dict[str, Any]:
         """JSON-ready, with or without text."""
         return asdict(self if keep_text else self.without_text())
@@ -98,10 +105,9 @@ class CallRecord:
     def without_text(self) -> CallRecord:
         """Without arguments and answers, and with a digest in the place of the signature."""
         decision = {key: value for key, value in self.decision.items() if key != "arguments"}
-        digest = sha256(self.signature.encode("utf-8", "surrogatepass")).hexdigest()
         return replace(
             self,
-            signature=digest,
+            signature=digest(self.signature),
             decision=decision,
             probe_before=_silent(self.probe_before),
             probe_after=_silent(self.probe_after),

@@ -144,12 +144,14 @@ def _only_logprobs(choice: Json) -> bool:
 
 
 def result_ids(body: Json) -> tuple[str, ...]:
-    """The ids of the calls whose results the request's history holds, in their order."""
-    return tuple(
+    """The ids of the calls whose results the request's history holds, each once, in the order of their last
+    results."""
+    newest_first = (
         message["tool_call_id"]
-        for message in body["messages"]
+        for message in reversed(body["messages"])
         if message.get("role") == "tool" and isinstance(message.get("tool_call_id"), str)
     )
+    return tuple(reversed(dict.fromkeys(newest_first)))
 
 
 def fresh_result_ids(body: Json) -> frozenset[str]:

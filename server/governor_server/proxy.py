@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import traceback
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from time import perf_counter
@@ -19,10 +19,11 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import orjson
 
+from governor.conversation import AnsweredCall, answered_calls
 from governor.exchange import Exchange, Explain, Purpose
 from governor.governance import Governance
 from governor.records import CallRecord
-from governor.request import Json, result_ids, untouched
+from governor.request import Json, fresh_result_ids, untouched
 from governor.transcript import Transcript
 from governor_server.access import Access, Caller
 from governor_server.api_errors import ApiError, Headers
@@ -65,15 +66,15 @@ Handler = Callable[[Scope, Caller, Receive, Reply], Coroutine[Any, Any, None]]
 
 
 class Records(Protocol):
-    """What the proxy needs of a record store. Call ids are qualified with their tenant."""
+    """What the proxy needs of a record store, as `RecordStore` has it."""
 
-    def get(self, call_id: str) -> CallRecord | None: ...
+    def find(
+        self, tenant: str, calls: Sequence[AnsweredCall], conversation: str = ""
+    ) -> Mapping[str, CallRecord]: ...
 
     def put(self, record: CallRecord) -> None: ...
 
-    def conversation(self, call_ids: tuple[str, ...]) -> str | None: ...
-
-    async def expect(self, call_id: str) -> None: ...
+    async def expect(self, tenant: str, call: AnsweredCall, conversation: str = "") -> None: ...
 
 
 class Transcripts(Protocol):
@@ -233,22 +234,20 @@ class Proxy:
         return await self._exchange(scope, caller.tenant, body) if untouched(body) is None else None
 
     async def _exchange(self, scope: Scope, tenant: str, body: Json) -> Exchange:
-        ids = {id: qualified(tenant, id) for id in result_ids(body)}
-        if ids:
-            await self.records.expect(next(reversed(ids.values())))
+        calls = answered_calls(body["messages"])
         given = header(scope, b"x-governor-conversation")
-        conversation = (
-            conversation_name(tenant, given) if given else self.records.conversation(tuple(ids.values()))
-        )
+        conversation = conversation_name(tenant, given) if given else ""
+        if calls and calls[-1].id in fresh_result_ids(body):
+            await self.records.expect(tenant, calls[-1], conversation)
+        records = self.records.find(tenant, calls, conversation)
+        known = next((record.conversation for record in records.values()), "")
         model = str(body.get("model"))
         own = self.by_model.get((tenant, model)) if self.gates_by_tenant else None
         return Exchange(
             body,
             own or self.by_model.get(("", model), self.governance),
-            records={
-                id: record for id, inside in ids.items() if (record := self.records.get(inside)) is not None
-            },
-            conversation=conversation or qualified(tenant, self.new_id()),
+            records=records,
+            conversation=conversation or known or qualified(tenant, self.new_id()),
             now=self.clock(),
             explain=EXPLAIN.get(header(scope, b"x-governor-explain").lower(), Explain.NO),
             probe_when_observing=self.probe_when_observing,

@@ -16,16 +16,19 @@ import sqlite3
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import orjson
 
+from governor.conversation import AnsweredCall
+from governor.hindsight import passed
 from governor.records import CallRecord
-from governor_server.tenants import qualified, tenant_of
+from governor_server.tenants import tenant_of
 
 if TYPE_CHECKING:
     from governor_server.shared import Shared, SharedLog
@@ -43,7 +46,12 @@ before it is written."""
 
 Row = tuple[str, float, bytes]
 """Key, time in seconds, body."""
+Key = tuple[str, str]
+"""A conversation, and the id of one of its calls."""
+Sign = tuple[str, str, str]
+"""What a client's history tells of a call, of whichever conversation: its tenant, its id and its origin."""
 Item = TypeVar("Item")
+Named = TypeVar("Named")
 
 log = logging.getLogger(__name__)
 
@@ -72,7 +80,8 @@ class Table(Generic[Item]):
 
     @property
     def select_alive(self) -> str:
-        return f"SELECT body FROM {self.name} WHERE created >= ? ORDER BY created DESC LIMIT ?"
+        # A version before may have written the same item under another key: what was written last counts.
+        return f"SELECT body FROM {self.name} WHERE created >= ? ORDER BY created DESC, rowid DESC LIMIT ?"
 
     @property
     def upsert(self) -> str:
@@ -90,14 +99,12 @@ class Table(Generic[Item]):
         )
 
 
-def key_of(record: CallRecord) -> str:
-    """Its call id, qualified with the tenant of its conversation."""
-    return qualified(tenant_of(record.conversation), record.call_id)
-
-
 class RecordStore:
-    """The records of recent calls, found by call id or by conversation, each qualified with its tenant. Safe
-    to use from several threads.
+    """The records of recent calls, found by call or by conversation. Safe to use from several threads.
+
+    A call id names a call within its conversation only: some models number their calls, from 0 on in every
+    conversation. Whose call it is that a history holds, its sign tells; where that is the sign of calls of
+    several conversations, nothing does, and no record is found.
 
     `path` is a file, or `:memory:`. At most `max_records` are kept, the least recently used go first, and
     none is given out more than `ttl_s` seconds after it was created. With `shared`, what other processes put
@@ -120,8 +127,9 @@ class RecordStore:
         self._ttl_s = ttl_s
         self._clock = clock
         self._lock = threading.Lock()
-        self._records: OrderedDict[str, CallRecord] = OrderedDict()
+        self._records: OrderedDict[Key, CallRecord] = OrderedDict()
         self._conversations: dict[str, dict[str, None]] = {}
+        self._signs: dict[Sign, dict[str, None]] = {}
         self._next_sweep = clock() + SWEEP_INTERVAL_S
         self._file: TableFile[CallRecord] | None = None
         self._log: SharedLog[CallRecord] | None = None
@@ -146,13 +154,24 @@ class RecordStore:
         """Number of conversations that have a record."""
         return len(self._conversations)
 
-    def get(self, call_id: str) -> CallRecord | None:
+    def get(self, conversation: str, call_id: str) -> CallRecord | None:
         """The record of a call, or None when it is unknown or has expired."""
         with self._lock:
-            return self._get(call_id)
+            return self._get((conversation, call_id))
+
+    def find(
+        self, tenant: str, calls: Sequence[AnsweredCall], conversation: str = ""
+    ) -> dict[str, CallRecord]:
+        """The records of the calls of a history, by call id and in their order, all of one conversation:
+        `conversation`, else the only one that the newest call of which there is only one may belong to."""
+        with self._lock:
+            named = (name for call in reversed(calls) if (name := self._conversation(tenant, call)))
+            of = conversation or next(named, "")
+            found = ((call, self._get((of, call.id))) for call in calls)
+            return {call.id: record for call, record in found if record and record.is_of(call.signature)}
 
     def put(self, record: CallRecord) -> None:
-        """Keep a record; one with the same call id of the same tenant is replaced."""
+        """Keep a record; one with the same call id of the same conversation is replaced."""
         with self._lock:
             self._sweep()
             self._insert(record)
@@ -160,28 +179,30 @@ class RecordStore:
             if behind is not None:
                 behind.write(record)
 
-    async def expect(self, call_id: str) -> None:
-        """Returns when the record of a call is here that another process may be writing just now; after a few
-        hundredths of a second in any case, and at once where there is no other."""
-        if self._log is None or not self._log.well or self.get(call_id) is not None:
+    async def expect(self, tenant: str, call: AnsweredCall, conversation: str = "") -> None:
+        """Returns when the record of a call whose result has just come is here, which another process may be
+        writing just now; after a few hundredths of a second in any case, and at once where there is no
+        other. The arguments are those of `find`."""
+        if self._log is None or not self._log.well or self._awaited(tenant, call, conversation):
             return
         await self._log.catch_up()
         with suppress(TimeoutError):
             async with asyncio.timeout(WRITING_S):
-                while self.get(call_id) is None:  # noqa: ASYNC110
+                while not self._awaited(tenant, call, conversation):  # noqa: ASYNC110
                     await asyncio.sleep(WRITING_S / 10)
 
-    def conversation(self, call_ids: Iterable[str]) -> str | None:
-        """The conversation that one of these calls belongs to, or None when none of them is known."""
-        with self._lock:
-            found = (record for call_id in call_ids if (record := self._get(call_id)) is not None)
-            return next((record.conversation for record in found), None)
+    def _awaited(self, tenant: str, call: AnsweredCall, conversation: str) -> bool:
+        """Whether there is a record that waits for the result of this call. One that has its result may be
+        that of an equal call of another conversation."""
+        found = self.find(tenant, (call,), conversation)
+        return any(record.returned is None for record in found.values())
 
     def of_conversation(self, conversation: str) -> tuple[CallRecord, ...]:
         """The records of a conversation, oldest first."""
         with self._lock:
             call_ids = tuple(self._conversations.get(conversation, ()))
-            records = [record for call_id in call_ids if (record := self._get(call_id)) is not None]
+            found = (self._get((conversation, call_id)) for call_id in call_ids)
+            records = [record for record in found if record is not None]
         return tuple(sorted(records, key=lambda record: (record.created, record.step)))
 
     def recent(self, limit: int) -> tuple[CallRecord, ...]:
@@ -203,32 +224,42 @@ class RecordStore:
             if not self._expired(record):
                 self._insert(record)
 
-    def _get(self, call_id: str) -> CallRecord | None:
-        record = self._records.get(call_id)
+    def _conversation(self, tenant: str, call: AnsweredCall) -> str | None:
+        """The only conversation that may have made a call of a history; None where there are several, or
+        none. Records of earlier versions have no origin: there, only an id that nobody else has will do."""
+        sign = tenant, call.id, call.origin
+        names = self._signs.get(sign if sign in self._signs else (tenant, call.id, ""), ())
+        records = (self._records[name, call.id] for name in names)
+        alive = list(islice((record for record in records if not self._expired(record)), 2))
+        return alive[0].conversation if len(alive) == 1 and alive[0].is_of(call.signature) else None
+
+    def _get(self, key: Key) -> CallRecord | None:
+        record = self._records.get(key)
         if record is None:
             return None
         if self._expired(record):
-            self._remove(call_id)
+            self._remove(key)
             return None
-        self._records.move_to_end(call_id)
+        self._records.move_to_end(key)
         return record
 
     def _insert(self, record: CallRecord) -> None:
-        key = key_of(record)
+        key = (record.conversation, record.call_id)
         self._remove(key)
         self._records[key] = record
-        self._conversations.setdefault(record.conversation, {})[key] = None
+        self._conversations.setdefault(record.conversation, {})[record.call_id] = None
+        # No client has a withheld call in its history.
+        if passed(record):
+            self._signs.setdefault(_sign(record), {})[record.conversation] = None
         while len(self._records) > self._max_records:
             self._remove(next(iter(self._records)))
 
-    def _remove(self, call_id: str) -> None:
-        record = self._records.pop(call_id, None)
-        if record is None:
-            return
-        calls = self._conversations[record.conversation]
-        del calls[call_id]
-        if not calls:
-            del self._conversations[record.conversation]
+    def _remove(self, key: Key) -> None:
+        record = self._records.pop(key, None)
+        if record is not None:
+            _take_out(self._conversations, record.conversation, record.call_id)
+            if passed(record):
+                _take_out(self._signs, _sign(record), record.conversation)
 
     def _expired(self, record: CallRecord) -> bool:
         return self._clock() - record.created > self._ttl_s
@@ -238,15 +269,28 @@ class RecordStore:
         if now < self._next_sweep:
             return
         self._next_sweep = now + SWEEP_INTERVAL_S
-        for call_id in [call_id for call_id, record in self._records.items() if self._expired(record)]:
-            self._remove(call_id)
+        for key in [key for key, record in self._records.items() if self._expired(record)]:
+            self._remove(key)
+
+
+def _sign(record: CallRecord) -> Sign:
+    return tenant_of(record.conversation), record.call_id, record.origin
+
+
+def _take_out(index: dict[Named, dict[str, None]], name: Named, item: str) -> None:
+    """Of the items under a name; the last one takes the name along."""
+    items = index[name]
+    del items[item]
+    if not items:
+        del index[name]
 
 
 def records_table(keep_text: bool) -> Table[CallRecord]:
     """The table of the calls; without text it holds numbers and digests."""
 
     def encode(record: CallRecord) -> Row:
-        return key_of(record), record.created, orjson.dumps(record if keep_text else record.without_text())
+        key = orjson.dumps((record.conversation, record.call_id)).decode()
+        return key, record.created, orjson.dumps(record if keep_text else record.without_text())
 
     return Table("records", "call_id", encode, lambda body: CallRecord.from_dict(orjson.loads(body)))
 

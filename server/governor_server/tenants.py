@@ -1,8 +1,8 @@
 """Whose conversations and calls are whose.
 
 Names and call ids are chosen by clients and models, so that two tenants may use the same ones, by chance or
-on purpose. Inside, each is therefore written with its tenant in front, and what one tenant says can name
-nothing of another's.
+on purpose. Inside, the name of a conversation is therefore written with its tenant in front, and a call
+belongs to a conversation, so that what one tenant says can name nothing of another's.
 """
 
 from __future__ import annotations

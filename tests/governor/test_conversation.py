@@ -10,7 +10,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from governor.calls import ToolCall, ToolCatalog, ToolEffect
-from governor.conversation import Outcome, executed_calls, pending_calls, step, withheld_signatures
+from governor.conversation import (
+    Outcome,
+    answered_calls,
+    executed_calls,
+    last_question,
+    pending_calls,
+    step,
+    withheld_signatures,
+)
 from governor.notices import NOTICE_CONFIDENT, NOTICE_REPEATED, NOTICES, is_notice, notice_for
 
 CATALOG = ToolCatalog(read_only=("lookup", "search"), effectful=("send",))
@@ -55,6 +63,44 @@ def test_a_reused_id_belongs_to_the_newest_call() -> None:
     """Some engines number the calls of each message from 0."""
     messages = [asked(("0", "lookup")), told("0", "one"), asked(("0", "search")), told("0", "two")]
     assert [executed.result for executed in executed_calls(messages, CATALOG)] == ["one", "two"]
+
+
+def test_the_calls_with_results_come_in_the_order_of_these() -> None:
+    """An id that is used again is the last call's that has a result; results of no call are left out."""
+    messages = [
+        user(),
+        asked(("a", "lookup"), ("b", "send"), ("c", "lookup")),
+        told("b", "sent"),
+        told("a", "31 C"),
+        told("x", "?"),
+        asked(("b", "search")),
+    ]
+    assert [(call.id, call.call.name) for call in answered_calls(messages)] == [
+        ("b", "send"),
+        ("a", "lookup"),
+    ]
+    later = answered_calls([*messages, told("b", "found")])
+    assert [(call.id, call.call.name) for call in later] == [("a", "lookup"), ("b", "search")]
+
+
+def test_an_origin_is_of_the_question_and_the_call() -> None:
+    """What clients change of a history does not change it: the system prompt, old messages, pictures, the way
+    in which a text or arguments are written."""
+    turn = [asked(("a", "lookup"), arguments='{"x": 1, "y": 2}'), told("a", "31 C")]
+    (call,) = answered_calls([user("Hello."), user("Norway?"), *turn])
+    picture = {"type": "image_url", "image_url": {"url": "data:"}}
+    parts = {"role": "user", "content": [{"type": "text", "text": "Norway?"}, picture]}
+    respelt = [asked(("a", "lookup"), arguments='{"y":2,"x":1}'), told("a", "cleared"), user("And Peru?")]
+    (same,) = answered_calls([{"role": "system", "content": "It is 12:00."}, parts, *respelt])
+    others = [
+        [user("Peru?"), *turn],
+        turn,
+        [user("Norway?"), asked(("a", "lookup")), told("a", "31 C")],
+        [user("Norway?"), asked(("a", "search"), arguments='{"x": 1, "y": 2}'), told("a", "31 C")],
+    ]
+    assert same.origin == call.origin
+    assert call.asked == last_question([user("Norway?")])
+    assert call.origin not in {other.origin for messages in others for other in answered_calls(messages)}
 
 
 def test_a_call_without_a_result_is_pending() -> None:
@@ -251,3 +297,4 @@ def test_no_history_is_too_odd_to_read(messages: list[Any]) -> None:
         assert executed.call.signature.name == executed.call.name
     assert step(messages) <= len(messages)
     assert withheld_signatures(messages) == frozenset()
+    assert all(call.origin for call in answered_calls(messages))

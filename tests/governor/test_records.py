@@ -82,6 +82,9 @@ def test_without_text_equal_calls_are_still_equal() -> None:
     other = replace(RECORD, call_id="call_2")
     assert RECORD.as_dict(keep_text=False)["signature"] == other.as_dict(keep_text=False)["signature"]
     assert RECORD.signature == 'lookup({"city":"Oslo"})'
+    for kept in (RECORD, RECORD.without_text()):
+        assert kept.is_of(RECORD.signature)
+        assert not kept.is_of('lookup({"city":"Bergen"})')
 
 
 def test_a_later_versions_fields_are_left_out() -> None:

@@ -157,6 +157,7 @@ def test_results_are_found_by_the_ids_that_the_client_echoes() -> None:
     body = chat(question, *first, *second)
     assert result_ids(body) == ("c1", "c2", "c3")
     assert fresh_result_ids(body) == {"c2", "c3"}
+    assert result_ids(chat(question, *first, *second, *first)) == ("c2", "c3", "c1")
     assert fresh_result_ids(chat(question, *first, {"role": "user", "content": "and?"})) == {"c1"}
 
 

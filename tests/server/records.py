@@ -5,10 +5,13 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
+from governor.calls import ToolCall
+from governor.conversation import AnsweredCall, origin
 from governor.probe import ProbeAnswer
 from governor.records import CallRecord
 
 SECRET = "the capital of Nauru"
+ARGUMENTS = f'{{"q":"{SECRET}"}}'
 
 
 class Clock:
@@ -31,19 +34,29 @@ class Errors:
         self.count += 1
 
 
-def record(call_id: str, conversation: str = "c", created: float = 1_000_000.0, step: int = 0) -> CallRecord:
+def record(
+    call_id: str, conversation: str = "c", created: float = 1_000_000.0, step: int = 0, asked: str = ""
+) -> CallRecord:
+    """Of a call; `asked` stands for the user's message that it was made for."""
+    signature = f"search({ARGUMENTS})"
     probe = ProbeAnswer(SECRET, True, 0.1, 0.2, 0.9, -1.0, 3, 10)
     return CallRecord(
         call_id=call_id,
         conversation=conversation,
         tool="search",
-        signature=f'search({{"q":"{SECRET}"}})',
+        signature=signature,
         step=step,
         decision={"call_id": call_id, "action": "pass", "arguments": SECRET, "inputs": {"margin": 0.5}},
         created=created,
         entropy_before=0.25,
         probe_before=probe,
+        origin=origin(asked, signature),
     )
+
+
+def answered(call_id: str, asked: str = "", arguments: str = ARGUMENTS) -> AnsweredCall:
+    """The call of such a record, as a history has it."""
+    return AnsweredCall(ToolCall(call_id, 0, "search", arguments), asked)
 
 
 def until(condition: Callable[[], bool]) -> None:

@@ -277,13 +277,10 @@ async def decisions(proxy: Proxied) -> list[dict[str, Any]]:
 class Chatty:
     """A store that fails with the words of a prompt."""
 
-    def get(self, call_id: str) -> None:
+    def find(self, *_: object) -> None:
         raise ValueError(QUESTION["content"])
 
-    put = get
-
-    def conversation(self, call_ids: tuple[str, ...]) -> None:
-        raise ValueError(QUESTION["content"])
+    put = find
 
 
 async def test_no_words_of_a_prompt_are_logged(caplog: pytest.LogCaptureFixture) -> None:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import aiohttp
 import pytest
 
+from governor.conversation import AnsweredCall
 from governor.policies import Evidence, Judgement
 from governor.records import CallRecord
 from governor.rewards import CallTurn, RewardSettings, judged
@@ -50,16 +52,15 @@ class Broken:
 class DeadStore:
     """A record store that fails at everything."""
 
-    def get(self, call_id: str) -> CallRecord | None:
+    def find(
+        self, tenant: str, calls: Sequence[AnsweredCall], conversation: str = ""
+    ) -> dict[str, CallRecord]:
         raise OSError("no disk")
 
     def put(self, record: CallRecord) -> None:
         raise OSError("no disk")
 
-    def conversation(self, call_ids: tuple[str, ...]) -> str | None:
-        raise OSError("no disk")
-
-    async def expect(self, call_id: str) -> None:
+    async def expect(self, tenant: str, call: AnsweredCall, conversation: str = "") -> None:
         raise OSError("no disk")
 
 
@@ -158,6 +159,65 @@ async def test_the_record_of_a_call_is_completed_by_the_next_request(stream: boo
         judgement = "informative" if value else "uninformative"
         assert proxy.metric("governor_judged_calls_total", judgement=judgement) == 1
     assert record["entropy_after"] is not None
+
+
+@BOTH
+async def test_conversations_with_the_same_ids_stay_apart(stream: bool) -> None:
+    """Some models number their calls, so that every conversation has the same ids: each keeps its own name,
+    and the records that are completed are its own, also where another began in the meantime."""
+    ids = ("functions.lookup:0", "functions.lookup:1")
+    asked = {place: {"role": "user", "content": f"What is in {place}?"} for place in ("Norway", "Peru")}
+
+    def call(place: str, step: int) -> tuple[str, str, str]:
+        return ids[step], "lookup", json.dumps({"country": "Norway" if step else place})
+
+    names: dict[str, list[str]] = {place: [] for place in asked}
+    answers = [answer(Generated(calls=[call(p, step)]), stream) for step in (0, 1) for p in asked]
+    answers += [answer(OSLO, stream)] * 2
+    async with scripted(*answers) as upstream, proxied(upstream, governance={"policy": "observe"}) as proxy:
+        for step in (0, 1, 2):
+            for place, question in asked.items():
+                history = [message for before in range(step) for message in made(call(place, before))]
+                _, headers, _ = await proxy.chat(chat(question, *history, stream=stream))
+                names[place].append(headers["x-governor-conversation"])
+        for place in asked:
+            (name,) = set(names[place])
+            records = await _decisions(proxy, name)
+            assert [record["call_id"] for record in records] == list(ids)
+            assert all(record["returned"] for record in records)
+    assert names["Norway"][0] != names["Peru"][0]
+
+
+async def test_the_same_question_call_and_id_are_nobodys_unless_named() -> None:
+    """Then it may be one conversation or the other: it gets a new name, and no record is completed. A client
+    that names its conversations has its records all the same."""
+    answers = [answer(CALLING, False)] * 2 + [answer(OSLO, False)] * 2
+    async with scripted(*answers) as upstream, proxied(upstream, governance={"policy": "observe"}) as proxy:
+        names = [(await proxy.chat(chat()))[1]["x-governor-conversation"] for _ in range(2)]
+        _, headers, _ = await proxy.chat(chat(QUESTION, *made(NORWAY)))
+        assert headers["x-governor-conversation"] not in names
+        before = [await _decisions(proxy, name) for name in names]
+        await proxy.chat(chat(QUESTION, *made(NORWAY)), x_governor_conversation=names[0])
+        after = [await _decisions(proxy, name) for name in names]
+    assert [record["returned"] for (record,) in before] == [None, None]
+    assert after[0] != before[0] and after[1] == before[1]
+
+
+async def test_a_conversation_goes_on_after_a_restart(tmp_path: Path) -> None:
+    """Under its name, by what is in the file, which has no text in it; also with ids that others have."""
+    numbered = ("functions.lookup:0", *NORWAY[1:])
+    peru = {"role": "user", "content": "And of Peru?"}
+    calling = answer(Generated(calls=[numbered]), False)
+    where = {"path": str(tmp_path / "records.db")}
+    sections: dict[str, Any] = {"store": where, "governance": {"policy": "observe"}}
+    async with scripted(calling, calling) as upstream, proxied(upstream, **sections) as proxy:
+        _, first, _ = await proxy.chat(chat())
+        await proxy.chat(chat(peru))
+    async with scripted(answer(OSLO, False)) as upstream, proxied(upstream, **sections) as proxy:
+        _, second, _ = await proxy.chat(chat(QUESTION, *made(numbered)))
+        (record,) = await _decisions(proxy, first["x-governor-conversation"])
+    assert second["x-governor-conversation"] == first["x-governor-conversation"]
+    assert record["returned"] is not None
 
 
 @BOTH

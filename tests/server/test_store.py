@@ -10,21 +10,25 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from governor_server.store import RecordStore
-from tests.server.records import Clock, Errors, record, until
+from tests.server.records import Clock, Errors, answered, record, until
 
 
 @given(st.lists(st.tuples(st.sampled_from("abcdef"), st.sampled_from("xyz")), max_size=40), st.integers(1, 4))
 def test_the_store_is_bounded_and_its_index_agrees_with_it(puts: list[tuple[str, str]], bound: int) -> None:
-    """Whatever is put, also when a call moves to another conversation."""
+    """Whatever is put, also where conversations have the same call ids."""
     store = RecordStore(max_records=bound, clock=lambda: 1_000_000.0)
     for call_id, conversation in puts:
         store.put(record(call_id, conversation))
-    kept = {each.call_id: each.conversation for each in store.recent(100)}
-    assert len(kept) == len(store) == min(bound, len({call_id for call_id, _ in puts}))
-    assert store.conversations == len(set(kept.values()))
-    for conversation in set(kept.values()):
+    kept = {(each.call_id, each.conversation) for each in store.recent(100)}
+    assert len(kept) == len(store) == min(bound, len(set(puts)))
+    assert store.conversations == len({conversation for _, conversation in kept})
+    for conversation in "xyz":
         calls = {each.call_id for each in store.of_conversation(conversation)}
-        assert calls == {call_id for call_id, where in kept.items() if where == conversation}
+        assert calls == {call_id for call_id, where in kept if where == conversation}
+    for call_id in "abcdef":
+        found = store.find("", [answered(call_id)])
+        owners = [where for each, where in kept if each == call_id]
+        assert [each.conversation for each in found.values()] == (owners if len(owners) == 1 else [])
 
 
 def test_only_the_owner_may_read_the_file(tmp_path: Path) -> None:
@@ -44,7 +48,7 @@ def test_the_file_is_bounded_and_expires_like_the_memory(tmp_path: Path) -> None
     with sqlite3.connect(path) as connection:
         rows = connection.execute("SELECT call_id FROM records ORDER BY created").fetchall()
     connection.close()
-    assert rows == [("15",), ("16",), ("17",), ("18",), ("19",)]
+    assert [call_id for (call_id,) in rows] == [f'["c","{number}"]' for number in range(15, 20)]
     clock.now += 27
     again = RecordStore(str(path), max_records=5, ttl_s=10, clock=clock)
     assert [each.call_id for each in again.recent(5)] == ["17", "18", "19"]
@@ -67,7 +71,7 @@ def test_a_broken_disk_is_counted_and_costs_only_the_persistence(place: str, tmp
     assert errors.count == 1
     store.put(record("a"))
     until(lambda: errors.count == 2)
-    assert store.get("a") is not None
+    assert store.get("c", "a") is not None
     store.close()
 
 
@@ -96,7 +100,7 @@ def test_a_row_of_another_version_is_skipped_and_counted(tmp_path: Path) -> None
     store.put(record("b"))
     store.close()
     with sqlite3.connect(path) as connection:
-        connection.execute("UPDATE records SET body = '{}' WHERE call_id = 'a'")
+        connection.execute("UPDATE records SET body = '{}' WHERE call_id LIKE '%a%'")
     connection.close()
     errors = Errors()
     again = RecordStore(str(path), clock=Clock(), on_error=errors)

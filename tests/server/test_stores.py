@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from governor.records import CallRecord
 from governor_server.shared import Shared
 from governor_server.store import IN_MEMORY, RecordStore
 from governor_server.tenants import qualified
-from tests.server.records import SECRET, Clock, Errors, record
+from tests.server.records import SECRET, Clock, Errors, answered, record
 from tests.server.redis_server import RedisServer, running_redis
 
 OUTLIVING = pytest.mark.parametrize("place", ["sqlite", "redis"], indirect=True)
@@ -82,15 +84,15 @@ def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Place]:
 
 
 def test_a_record_is_found_by_its_call_and_its_conversation(place: Place) -> None:
-    """The client echoes call ids only; the conversation is found through any of them."""
+    """The client echoes its calls only; the conversation is found through any of them."""
     store = place.open()
     first, second = record("a", "x", step=0), record("b", "x", step=1)
     for each in (second, first, record("z", "y")):
         store.put(each)
-    assert store.get("a") == first
-    assert store.get("unknown") is None
-    assert store.conversation(["unknown", "b"]) == "x"
-    assert store.conversation(["unknown"]) is None
+    assert store.get("x", "a") == first
+    assert store.get("y", "a") is None
+    assert store.find("", [answered("a"), answered("unknown"), answered("b")]) == {"a": first, "b": second}
+    assert store.find("", [answered("unknown")]) == {}
     assert store.of_conversation("x") == (first, second)
     assert store.of_conversation("unknown") == ()
     assert (len(store), store.conversations) == (3, 2)
@@ -102,7 +104,7 @@ def test_a_record_is_replaced_when_its_result_is_measured(place: Place) -> None:
     store = place.open()
     store.put(record("a"))
     store.put(replace(record("a"), entropy_after=0.1))
-    found = store.get("a")
+    found = store.get("c", "a")
     assert found is not None
     assert found.entropy_after == 0.1
     assert len(store) == 1
@@ -122,10 +124,10 @@ def test_the_least_recently_used_record_goes_first(place: Place) -> None:
     store = place.open(max_records=2)
     store.put(record("a", "x"))
     store.put(record("b", "y"))
-    store.get("a")
+    store.get("x", "a")
     store.put(record("c", "z"))
-    assert store.get("b") is None
-    assert store.get("a") is not None
+    assert store.get("y", "b") is None
+    assert store.get("x", "a") is not None
     assert store.conversations == 2
 
 
@@ -134,10 +136,10 @@ def test_an_expired_record_is_not_given_out(place: Place) -> None:
     store = place.open(ttl_s=10)
     store.put(record("a", created=place.clock.now))
     place.clock.now += 10
-    assert store.get("a") is not None
+    assert store.get("c", "a") is not None
     place.clock.now += 1
-    assert store.conversation(["a"]) is None
-    assert store.get("a") is None
+    assert store.find("", [answered("a")]) == {}
+    assert store.get("c", "a") is None
     assert store.conversations == 0
 
 
@@ -169,7 +171,7 @@ def test_no_text_leaves_the_process_unless_asked_to(place: Place) -> None:
         place.open(keep_text=keep_text).put(record("a"))
         place.close()
         assert (SECRET.encode() in place.held()) is keep_text
-        found = place.open().get("a")
+        found = place.open().get("c", "a")
         assert found is not None
         assert (found.entropy_before, found.tool) == (0.25, "search")
 
@@ -215,10 +217,96 @@ def test_two_tenants_may_use_the_same_call_ids(place: Place) -> None:
     mine, theirs = (record("1", qualified(tenant, "talk"), step=step) for step, tenant in enumerate("ab"))
     store.put(mine)
     store.put(theirs)
-    assert store.get(qualified("a", "1")) == mine
-    assert store.get(qualified("b", "1")) == theirs
-    assert store.get("1") is None
+    assert store.find("a", [answered("1")]) == {"1": mine}
+    assert store.find("b", [answered("1")]) == {"1": theirs}
+    assert store.find("", [answered("1")]) == {}
     if place.path != IN_MEMORY or place.redis:
         place.close()
         steps = [(each.conversation, each.step) for each in place.open().recent(9)]
         assert sorted(steps) == [("a/talk", 0), ("b/talk", 1)]
+
+
+# The same ids in several conversations
+
+
+def again(place: Place, store: RecordStore) -> RecordStore:
+    """What a later process knows; the same one where nothing outlives it."""
+    if place.path == IN_MEMORY and place.redis is None:
+        return store
+    place.close()
+    return place.open()
+
+
+def figures(found: dict[str, CallRecord]) -> dict[str, tuple[str, int]]:
+    """Conversation and step of each record."""
+    return {call_id: (each.conversation, each.step) for call_id, each in found.items()}
+
+
+def test_conversations_with_the_same_ids_do_not_see_each_others_records(place: Place) -> None:
+    """Some models number the calls of every conversation from 0 on. The one that goes on later finds its own,
+    which the other's did not overwrite."""
+    store = place.open()
+    for step, call_id in enumerate(["lookup:0", "lookup:1"]):
+        store.put(record(call_id, "x", step=step, asked="Norway?"))
+        store.put(record(call_id, "y", step=step, asked="Peru?"))
+    store = again(place, store)
+    for asked, name in (("Norway?", "x"), ("Peru?", "y")):
+        calls = [answered("lookup:0", asked), answered("lookup:1", asked)]
+        assert figures(store.find("", calls)) == {"lookup:0": (name, 0), "lookup:1": (name, 1)}
+    assert store.find("", [answered("lookup:0", "Chile?")]) == {}
+    assert store.find("", [answered("lookup:0", "Peru?", '{"q":"Lima"}')]) == {}
+
+
+def test_what_may_be_of_either_conversation_is_of_none(place: Place) -> None:
+    """The same question, call and id: only the name that the client gives can tell, or a later call that is
+    of one of them alone. What came before it is of that one, too."""
+    store = place.open()
+    for name in "xy":
+        store.put(record("lookup:0", name, step=ord(name), asked="Norway?"))
+    store.put(record("lookup:1", "y", step=1, asked="And Peru?"))
+    store = again(place, store)
+    first, second = answered("lookup:0", "Norway?"), answered("lookup:1", "And Peru?")
+    assert store.find("", [first]) == {}
+    assert figures(store.find("", [first], "x")) == {"lookup:0": ("x", ord("x"))}
+    assert figures(store.find("", [first, second])) == {"lookup:0": ("y", ord("y")), "lookup:1": ("y", 1)}
+
+
+def test_a_call_that_was_withheld_is_nobodys_history(place: Place) -> None:
+    """The client never saw it, so that it is not the one that has come back."""
+    store = place.open()
+    store.put(replace(record("lookup:0", "x"), decision={"action": "answer"}))
+    assert store.find("", [answered("lookup:0")]) == {}
+    store.put(record("lookup:0", "y"))
+    assert figures(store.find("", [answered("lookup:0")])) == {"lookup:0": ("y", 0)}
+
+
+def test_a_name_does_not_make_another_call_of_the_id(place: Place) -> None:
+    """Some servers begin anew with their ids at each turn."""
+    store = place.open()
+    store.put(record("call_1", "x"))
+    assert store.find("", [answered("call_1", arguments="{}")], "x") == {}
+
+
+@OUTLIVING
+def test_records_of_the_version_before_are_found_where_nothing_else_has_their_id(place: Place) -> None:
+    """They have no origin; and with text not kept, their signature is a digest."""
+    store = place.open()
+    for call_id, name in (("a", "x"), ("lookup:0", "y"), ("lookup:0", "z")):
+        store.put(replace(record(call_id, name), origin=""))
+    store = again(place, store)
+    assert figures(store.find("", [answered("a", "Norway?")])) == {"a": ("x", 0)}
+    assert store.find("", [answered("a", arguments="{}")]) == {}
+    assert store.find("", [answered("lookup:0")]) == {}
+
+
+def test_a_row_of_the_version_before_does_not_hide_what_came_later(tmp_path: Path) -> None:
+    """It stands under the call id alone, and beside the row that the same call has now."""
+    path = str(tmp_path / "records.db")
+    with closing(RecordStore(path, clock=Clock())) as store:
+        store.put(record("a"))
+    with closing(sqlite3.connect(path)) as connection, connection:
+        connection.execute("UPDATE records SET call_id = 'a'")
+    with closing(RecordStore(path, clock=Clock())) as store:
+        store.put(replace(record("a"), entropy_after=0.5))
+    with closing(RecordStore(path, clock=Clock())) as store:
+        assert [each.entropy_after for each in store.recent(9)] == [0.5]
