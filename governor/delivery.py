@@ -117,7 +117,8 @@ class Delivery:
         """A later generation's chunk as one of the message that the first one began; None if it adds
         nothing."""
         choice = first_choice(chunk)
-        if choice is None:
+        # The calls that a malformed generation should have replaced pass in its place.
+        if choice is None or generation.turn.malformed:
             return None
         delta = {key: value for key, value in (choice.get("delta") or {}).items() if key != "role"}
         if "role" in (choice.get("delta") or {}) and not any(delta.values()):

@@ -24,6 +24,10 @@ class CallsMalformed(GovernorError):
     """The upstream's tool calls cannot be told apart."""
 
 
+class TurnMalformed(GovernorError):
+    """A piece of the upstream's message that should be text is something else."""
+
+
 class ProbeFailed(GovernorError):
     """The probe's response is no answer: `no_logprobs`, `empty`, `malformed` or `call` (it tried to call a
     tool)."""

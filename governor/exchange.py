@@ -27,7 +27,7 @@ from typing import Any
 from governor.admission import Admission, Messages
 from governor.decision import Action, Decision, Mode, Reason
 from governor.delivery import Delivery
-from governor.errors import ProbeFailed
+from governor.errors import ProbeFailed, TurnMalformed
 from governor.experiment import Arm
 from governor.explanation import explanation
 from governor.generation import Generation, Purpose
@@ -257,12 +257,14 @@ class Exchange:
         generation.turn.add_response(response)
 
     def finish(self) -> Step:
-        """Upstream is done with the generation: what now."""
+        """Upstream is done with the generation: what now. Raises `TurnMalformed`."""
         generation = self._generations[-1]
         if generation.turn.finish_reason is None:
             return self.interrupted()
         if generation.purpose is not Purpose.REQUEST:
             self._ledger.costs.add(generation.purpose, generation.turn.usage)
+            if generation.turn.malformed:
+                return self.interrupted()
         if generation.purpose is Purpose.ANSWER:
             answered = generation.turn.content.strip() and not generation.turn.is_disguised_call
             return self._deliver() if answered else self.interrupted()
@@ -273,7 +275,7 @@ class Exchange:
 
     def review(self) -> Step:
         """What is to be done once the client has its message: `Ask` while there is something, then an empty
-        delivery."""
+        delivery. Raises `TurnMalformed`."""
         if self._phase is _Phase.REVIEW:
             return self._decide()
         return self._label()
@@ -380,6 +382,9 @@ class Exchange:
         """Without a call nothing is measured yet: the client has its message the sooner."""
         if not generation.turn.calls:
             return ()
+        # The arguments may be what is missing, and then the call would look like another one.
+        if generation.turn.malformed:
+            raise TurnMalformed("no_text", "a call beside a piece of a message that is no text")
         return self._judge.judge(generation.turn, generation.measures, generation.added, generation.probe)
 
     def _decisions(self, proposals: Sequence[Proposal]) -> tuple[Decision, ...]:

@@ -131,12 +131,13 @@ class Ledger:
         first = self._generations[0]
         if first.forced:
             return first.forced
-        if first.turn.calls or first.turn.reasoning or not first.turn.measured:
+        if first.turn.calls or first.turn.reasoning or first.turn.malformed or not first.turn.measured:
             return None
         return first.turn.as_answer() if self._body.get("temperature") == 0 else None
 
 
-def _counted(usage: Json) -> dict[str, int]:
+def _counted(usage: object) -> dict[str, int]:
     """Upstream's token counts; empty where it told none."""
-    counts = {key: usage.get(key) for key in ("prompt_tokens", "completion_tokens")}
+    given = usage if isinstance(usage, Mapping) else {}
+    counts = {key: given.get(key) for key in ("prompt_tokens", "completion_tokens")}
     return {key: count for key, count in counts.items() if isinstance(count, int)}

@@ -36,6 +36,9 @@ class Turn:
     somebody wants them, which may be after the client has its message.
 
     Both ways give the same turn for the same generation: the spans come from the tokens' texts alone.
+
+    `malformed`: a piece that should be text is something else, or a place of a call is no number. What is no
+    text is not taken in, so that the rest can be read; what it stood for nobody knows.
     """
 
     def __init__(self, vocab_size: int, markup: Markup) -> None:
@@ -46,6 +49,7 @@ class Turn:
         self._calls: dict[int, _CallParts] = {}
         self.reasoning_key = REASONING_KEYS[0]
         self.has_text = False
+        self.malformed = False
         self._tokens: list[Token] = []
         self._unread: list[Json | Unread] = []
         self.drawn = 0
@@ -77,12 +81,12 @@ class Turn:
     def _add(self, message: Json, choice: Json) -> None:
         self._spans = None
         if content := message.get("content"):
-            self._content.append(content)
-            self.has_text = self.has_text or bool(content.strip())
+            self._content.append(self._text(content))
+            self.has_text = self.has_text or bool(self._content[-1].strip())
         for key in REASONING_KEYS:
             if reasoning := message.get(key):
                 self.reasoning_key = key
-                self._reasoning.append(reasoning)
+                self._reasoning.append(self._text(reasoning))
                 break
         if logprobs := choice.get("logprobs"):
             self._add_tokens(logprobs)
@@ -94,12 +98,21 @@ class Turn:
         """By index: later pieces of a call carry no id, or an empty one. Two ids or names under one index are
         two calls that nobody can tell apart: an effectful one might be taken for a part of another."""
         parts = self._calls.setdefault(index, _CallParts())
+        self.malformed = self.malformed or not isinstance(index, int)
         function: Json = delta.get("function") or {}
-        id, name = delta.get("id") or parts.id, function.get("name") or parts.name
+        id = self._text(delta.get("id")) or parts.id
+        name = self._text(function.get("name")) or parts.name
         if (parts.id and id != parts.id) or (parts.name and name != parts.name):
             raise CallsMalformed("calls", "two calls under one index")
         parts.id, parts.name = id, name
-        parts.arguments.append(function.get("arguments") or "")
+        parts.arguments.append(self._text(function.get("arguments")))
+
+    def _text(self, piece: object) -> str:
+        """A piece of upstream's as text, "" for what is none."""
+        if isinstance(piece, str):
+            return piece
+        self.malformed = self.malformed or bool(piece)
+        return ""
 
     def _add_tokens(self, logprobs: Json | Unread) -> None:
         if not isinstance(logprobs, Unread):
@@ -147,9 +160,10 @@ class Turn:
 
     @property
     def calls(self) -> tuple[ToolCall, ...]:
+        # Places that are no numbers have no order among themselves.
+        items = self._calls.items() if self.malformed else sorted(self._calls.items())
         return tuple(
-            ToolCall(parts.id, index, parts.name, "".join(parts.arguments))
-            for index, parts in sorted(self._calls.items())
+            ToolCall(parts.id, index, parts.name, "".join(parts.arguments)) for index, parts in items
         )
 
     def tool_name(self, index: int) -> str:

@@ -541,9 +541,7 @@ class Examination:
         try:
             for body in bodies:
                 add(turn, body)
-            texts = [turn.content, turn.reasoning, *(call.name for call in turn.calls)]
-            readable = all(isinstance(text, str) for text in texts) and turn.spans() is not None
-            return turn if readable else None
+            return None if turn.malformed or turn.spans() is None else turn
         except (AttributeError, TypeError, KeyError, ValueError, IndexError, GovernorError):
             # The proxy fails open on the same bodies.
             return None

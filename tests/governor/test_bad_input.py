@@ -12,6 +12,7 @@ import pytest
 
 from governor.calls import ToolCatalog
 from governor.decision import Action, Reason
+from governor.errors import TurnMalformed
 from governor.exchange import Ask, Deliver, Exchange
 from governor.experiment import Experiment
 from governor.governance import Governance
@@ -19,8 +20,8 @@ from governor.labels import Label
 from governor.policies.calibrated import CalibratedPolicy
 from governor.pruning import PruneSettings
 from governor.records import CallRecord
-from tests.governor.test_exchange import ENFORCE, NORWAY, OSLO, QUESTION
-from tests.wire.generated import Generated, chat, made, tool
+from tests.governor.test_exchange import BOTH, ENFORCE, NORWAY, OSLO, QUESTION, SWEDEN, Only, feed
+from tests.wire.generated import Generated, changed, chat, made, tool
 
 EVERYTHING = replace(
     ENFORCE, experiment=Experiment(labels=1.0), pruning=PruneSettings("low_value", min_tokens=10)
@@ -167,8 +168,98 @@ def test_a_usage_that_is_none_costs_nothing(usage: object) -> None:
     """The decision stands, and the records of the request are not lost over a count."""
     exchange = Exchange(chat(), ENFORCE)
     exchange.admission()
-    exchange.receive_response(Generated(calls=[NORWAY]).response())
+    exchange.receive_response({**Generated(calls=[NORWAY]).response(), "usage": usage})
     assert isinstance(exchange.finish(), Ask)
     exchange.probe_answered({**Generated(content="Oslo").response(), "usage": usage})
+    (record,) = exchange.records()
+    assert "completion_tokens" not in record.turn_usage
     assert exchange.costs == {"probe": {"prompt_tokens": 0, "completion_tokens": 0}}
     assert exchange.action is Action.ANSWER
+
+
+THINKING = Generated(reasoning="Hm, Norway.", content="Let me look.", calls=[NORWAY])
+ALL: dict[str, Any] = {"logprobs": True, "top_logprobs": 20}
+"""What a client asks for that gets all that upstream sends."""
+ODD = pytest.mark.parametrize("odd", [5, 2.0**70, True, ["x"], {"country": "Norway"}], ids=str)
+
+
+@BOTH
+@ODD
+@pytest.mark.parametrize("piece", ["content", "reasoning", "id", "name", "arguments"])
+def test_beside_a_piece_that_is_no_text_no_call_is_withheld(piece: str, odd: object, stream: bool) -> None:
+    """Nobody knows what it stands for, so the client gets it, and the call with it, as upstream sent them."""
+    exchange = Exchange(chat(QUESTION, stream=stream, **ALL), ENFORCE, conversation="talk")
+    response = changed(THINKING.response(), piece, odd)
+    chunks = [changed(chunk, piece, odd) for chunk in THINKING.chunks(usage=True)]
+    early = [sent for chunk in chunks for sent in exchange.receive(chunk)] if stream else []
+    if not stream:
+        exchange.receive_response(response)
+    with pytest.raises(TurnMalformed):
+        exchange.finish()
+    released = exchange.interrupted()
+    assert [*early, *released.chunks] == chunks if stream else released.body == response
+    assert (exchange.action, exchange.records()) == (Action.PASS, ())
+
+
+@BOTH
+@ODD
+def test_text_is_read_where_only_another_piece_is_none(odd: object, stream: bool) -> None:
+    """A message without calls is delivered like any other; what is recorded of it is what is text."""
+    exchange = Exchange(chat(QUESTION, stream=stream), ENFORCE, conversation="talk")
+    spoken = Generated(reasoning="Hm.", content="Oslo")
+    if stream:
+        for chunk in spoken.chunks():
+            exchange.receive(changed(chunk, "reasoning", odd))
+    else:
+        exchange.receive_response(changed(spoken.response(), "reasoning", odd))
+    assert isinstance(exchange.finish(), Deliver)
+    assert (exchange.turn.content, exchange.turn.reasoning) == ("Oslo", "")
+    assert exchange.transcript is not None
+    json.dumps(exchange.transcript.as_dict())
+
+
+@pytest.mark.parametrize(("reasoning", "answers"), [(None, True), (5, False), (["x"], False)])
+def test_reasoning_that_is_no_text_is_not_taken_for_none(reasoning: object, answers: bool) -> None:
+    """An answer with thoughts before it says nothing about one without, and no label is made of the two."""
+    history = [QUESTION, *made(NORWAY)]
+    exchange = Exchange(chat(*history, temperature=0), ENFORCE, records={"c1": record("c1")})
+    exchange.receive_response(
+        changed(Generated(reasoning="Hm.", content="Oslo").response(), "reasoning", reasoning)
+    )
+    assert isinstance(exchange.finish(), Deliver)
+    (done,) = exchange.completed_records()
+    assert (done.probe_after is not None) is answers
+
+
+@pytest.mark.parametrize("odd", [None, "x", 0.5])
+def test_a_call_at_a_place_that_is_no_number_takes_no_other_with_it(odd: object) -> None:
+    """The two have no order, and the client gets both where upstream put them."""
+    exchange = Exchange(chat(QUESTION, stream=True, **ALL), ENFORCE, conversation="talk")
+    chunks = Generated(calls=[NORWAY, SWEDEN]).chunks()
+    for chunk in chunks:
+        for call in chunk["choices"][0]["delta"].get("tool_calls", ()):
+            call["index"] = call["index"] or odd
+    early = [sent for chunk in chunks for sent in exchange.receive(chunk)]
+    with pytest.raises(TurnMalformed):
+        exchange.finish()
+    assert [*early, *exchange.interrupted().chunks] == chunks
+
+
+@BOTH
+@ODD
+@pytest.mark.parametrize("action", ["answer", "notice"])
+def test_a_replacement_with_a_piece_that_is_no_text_is_none(action: Any, odd: object, stream: bool) -> None:
+    """The calls pass after all: there is nothing that could stand in their place."""
+    governance = replace(ENFORCE, policy=Only(frozenset({"c1"})), action=action)
+    exchange = Exchange(chat(QUESTION, stream=stream), governance, conversation="talk")
+    feed(exchange, Generated(calls=[NORWAY]))
+    assert isinstance(exchange.finish(), Ask)
+    spoken = Generated(reasoning="Hm.", content="Oslo")
+    if stream:
+        for chunk in spoken.chunks(usage=True):
+            exchange.receive(changed(chunk, "reasoning", odd))
+    else:
+        exchange.receive_response(changed(spoken.response(), "reasoning", odd))
+    assert isinstance(exchange.finish(), Deliver)
+    (decision,) = exchange.decisions
+    assert (decision.action, decision.reason) == (Action.PASS, Reason.REPLACEMENT_FAILED)

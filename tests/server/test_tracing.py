@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import sys
 import threading
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
@@ -25,7 +27,7 @@ from governor_server.errors import SettingsError
 from governor_server.tracing import Tracing
 from tests.server.bodies import answer
 from tests.server.scripted_upstream import ABORT, Answer, Proxied, ScriptedUpstream, proxied, scripted
-from tests.wire.generated import Generated, chat, made
+from tests.wire.generated import Generated, changed, chat, made, stream_bytes
 
 NORWAY = ("c1", "lookup", '{"country": "Norway"}')
 CALLING = Generated(content="Let me look.", calls=[NORWAY])
@@ -259,6 +261,34 @@ async def test_odd_bodies_break_neither_a_span_nor_an_answer(usage: object) -> N
     assert known(event)["gen_ai.tool.name"] == "other"
     (asked,) = [span for span in spans.values() if span.kind is SpanKind.CLIENT]
     assert len(str(known(asked)["gen_ai.request.model"])) == tracing.MAX_NAME_LENGTH
+
+
+@BOTH
+@pytest.mark.parametrize("odd", [5, True, ["x"], {"country": "Norway"}], ids=str)
+@pytest.mark.parametrize("piece", ["content", "reasoning", "id", "name", "arguments"])
+async def test_a_piece_that_is_no_text_costs_neither_its_trace_nor_a_call(
+    piece: str, odd: object, stream: bool
+) -> None:
+    """The governor steps aside once, for there is a call to judge, and the client has the message as it
+    was."""
+    thinking = replace(CALLING, reasoning="Hm.")
+    source = stream_bytes([changed(chunk, piece, odd) for chunk in thinking.chunks(usage=True)])
+    whole = changed(thinking.response(), piece, odd)
+    first = Answer.stream(source) if stream else replace(SURE, pieces=[json.dumps(whole).encode()])
+    request = chat(stream=stream, logprobs=True, top_logprobs=20)
+    async with scripted(first) as upstream, traced(upstream, content=True) as (proxy, seen):
+        _, _, body = await proxy.chat(request)
+        spans = await seen.spans()
+        opened = {
+            where: proxy.metric("governor_fail_open_total", where=where)
+            for where in ("chunk", "response", "decision", "release", "body", "review", "record", "trace")
+        }
+    assert body == source if stream else json.loads(body) == whole
+    assert opened == dict.fromkeys(opened, 0) | {"decision" if stream else "response": 1}
+    asked = known(spans["chat atlas"])
+    assert asked["gen_ai.usage.output_tokens"] == 20
+    assert '"finish_reason":"tool_calls"' in asked["gen_ai.output.messages"]
+    assert "governor.action" in known(spans[SERVER])
 
 
 async def test_tracing_that_fails_does_not_fail_the_request(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -159,6 +159,18 @@ def made(*calls: tuple[str, str, str], results: Sequence[str] = ("Oslo",)) -> li
     return [{"role": "assistant", "content": None, "tool_calls": said}, *told]
 
 
+def changed(body: dict[str, Any], key: str, value: object) -> dict[str, Any]:
+    """A response or a chunk whose message, calls and functions have `value` wherever they had a `key`."""
+    body = json.loads(json.dumps(body))
+    for choice in body["choices"]:
+        message = choice["delta"] if "delta" in choice else choice["message"]
+        calls = message.get("tool_calls") or []
+        for holder in (message, *calls, *(call["function"] for call in calls)):
+            if holder.get(key) is not None:
+                holder[key] = value
+    return body
+
+
 def stream_bytes(chunks: Sequence[dict[str, Any]], *, done: bool = True) -> bytes:
     """The chunks as vLLM writes them."""
     events = [
