@@ -40,7 +40,7 @@ from governor_server.transcripts import TranscriptStore
 from governor_server.upstream import Upstream, UpstreamError
 
 if TYPE_CHECKING:
-    from governor_server.tracing import Tracing
+    from governor_server.tracing.tracing import Tracing
 
 CHAT = "/v1/chat/completions"
 METRICS = "/metrics"
@@ -291,7 +291,7 @@ class GovernorApp:
 def tracing_kind() -> type[Tracing]:
     """OpenTelemetry is imported where it is asked for. Raises `SettingsError` where it is not installed."""
     try:
-        from governor_server.tracing import Tracing
+        from governor_server.tracing.tracing import Tracing
     except ImportError as error:
         raise SettingsError(
             f"tracing.endpoint needs OpenTelemetry ({error}): pip install 'tool-governor[otel]'"

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from governor.decision import Decision
 
 if TYPE_CHECKING:
-    from governor_server.tracing import RequestTrace
+    from governor_server.tracing.request_trace import RequestTrace
 
 SANE_ID = re.compile(r"[\w.:/+=@-]{1,128}", re.ASCII)
 """What a client may call its request: nothing that breaks a line of a log, or that fills it."""

@@ -52,7 +52,7 @@ from governor_server.tenants import conversation_name, qualified
 from governor_server.upstream import Body, Upstream, UpstreamError, UpstreamResponse, requested
 
 if TYPE_CHECKING:
-    from governor_server.tracing import Tracing
+    from governor_server.tracing.tracing import Tracing
 
 MAX_REVIEWS = 64
 """Reviews of observed calls at the same time; past this many they are dropped and counted."""

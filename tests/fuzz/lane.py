@@ -16,7 +16,7 @@ from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
 from yarl import URL
 
 from governor_server.current import current
-from governor_server.tracing import Tracing
+from governor_server.tracing.tracing import Tracing
 from tests.fuzz.cases import Case
 from tests.fuzz.verdict import Seen, wrong
 from tests.server.scripted_upstream import Answer, Proxied, Received, ScriptedUpstream, proxied, scripted

@@ -22,9 +22,11 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from opentelemetry.trace import SpanKind, StatusCode
 
 from governor_server import app as application
-from governor_server import tracing
 from governor_server.errors import SettingsError
-from governor_server.tracing import Tracing
+from governor_server.tracing import export, request_trace
+from governor_server.tracing import tracing as tracing_module
+from governor_server.tracing.attributes import MAX_NAME_LENGTH
+from governor_server.tracing.tracing import Tracing
 from tests.server.bodies import answer
 from tests.server.scripted_upstream import ABORT, Answer, Proxied, ScriptedUpstream, proxied, scripted
 from tests.wire.generated import Generated, changed, chat, made, stream_bytes
@@ -205,9 +207,12 @@ async def test_what_is_not_governed_is_traced_without_being_read() -> None:
 async def test_a_client_that_traces_decides_what_is_kept(sample: float, flags: str | None, kept: int) -> None:
     """Else the share does."""
     headers = {} if flags is None else {"traceparent": PARENT[:-2] + flags}
-    async with scripted(answer(CALLING, False), SURE) as upstream, traced(upstream, sample=sample) as (
-        proxy,
-        seen,
+    async with (
+        scripted(answer(CALLING, False), SURE) as upstream,
+        traced(upstream, sample=sample) as (
+            proxy,
+            seen,
+        ),
     ):
         status, _, _ = await proxy.chat(chat(), **headers)
         assert (status, len(await seen.spans())) == (200, kept)
@@ -260,7 +265,7 @@ async def test_odd_bodies_break_neither_a_span_nor_an_answer(usage: object) -> N
     (event,) = spans[SERVER].events
     assert known(event)["gen_ai.tool.name"] == "other"
     (asked,) = [span for span in spans.values() if span.kind is SpanKind.CLIENT]
-    assert len(str(known(asked)["gen_ai.request.model"])) == tracing.MAX_NAME_LENGTH
+    assert len(str(known(asked)["gen_ai.request.model"])) == MAX_NAME_LENGTH
 
 
 @BOTH
@@ -298,7 +303,7 @@ async def test_tracing_that_fails_does_not_fail_the_request(monkeypatch: pytest.
         raise ValueError("of tracing")
 
     async with scripted(SURE, SURE, SURE) as upstream, traced(upstream) as (proxy, seen):
-        monkeypatch.setattr(tracing, "Asked", fail)
+        monkeypatch.setattr(request_trace, "Asked", fail)
         assert (await proxy.chat(chat()))[0] == 200
         assert proxy.metric("governor_fail_open_total", where="trace") == 1
         monkeypatch.setattr(seen.tracing.tracer, "start_span", fail)
@@ -319,14 +324,14 @@ class Stuck(SpanExporter):
 
 def test_spans_that_nobody_takes_are_dropped_and_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     """While the collector is stuck no more than so many wait, and none that got lost is forgotten."""
-    monkeypatch.setattr(tracing, "MAX_WAITING_SPANS", 10)
-    monkeypatch.setattr(tracing, "MAX_EXPORTED_SPANS", 5)
+    monkeypatch.setattr(export, "MAX_WAITING_SPANS", 10)
+    monkeypatch.setattr(export, "MAX_EXPORTED_SPANS", 5)
     stuck, dropped = Stuck(), [0]
 
     def drop(number: int) -> None:
         dropped[0] += number
 
-    bounded = tracing.Bounded(stuck, drop)
+    bounded = export.Bounded(stuck, drop)
     for _ in range(25):
         bounded.on_end(sampled())
     assert dropped == [15]
@@ -345,8 +350,8 @@ def sampled() -> ReadableSpan:
 
 def test_without_the_extra_an_endpoint_is_an_error_that_names_it(monkeypatch: pytest.MonkeyPatch) -> None:
     """OpenTelemetry is no dependency of the proxy."""
-    monkeypatch.delitem(sys.modules, "governor_server.tracing")
-    monkeypatch.setitem(sys.modules, "opentelemetry.context", None)
+    monkeypatch.delitem(sys.modules, "governor_server.tracing.tracing")
+    monkeypatch.setitem(sys.modules, "opentelemetry.sdk.trace", None)
     with pytest.raises(SettingsError, match=r"pip install 'tool-governor\[otel\]'"):
         application.tracing_kind()
 
@@ -410,7 +415,7 @@ async def test_a_collector_that_is_not_there_neither_stops_a_request_nor_the_end
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The end waits a while for the last spans, and no longer."""
-    monkeypatch.setattr(tracing, "CLOSE_S", 0.2)
+    monkeypatch.setattr(tracing_module, "CLOSE_S", 0.2)
     with collector() as (url, _):
         pass
     async with scripted(SURE) as upstream:
