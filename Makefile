@@ -54,6 +54,7 @@ test: lint unit e2e ## Run every check; this is what the build runs
 
 lint: setup ## Check style and types
 	$(BIN)/ruff check
+	$(BIN)/ruff format --check
 	$(BIN)/mypy
 
 format: setup ## Put imports and layout in order

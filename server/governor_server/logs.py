@@ -140,4 +140,3 @@ def count_dropped(count: Callable[[], None]) -> None:
     for handler in logging.getLogger().handlers:
         if isinstance(handler, LogQueue):
             handler.dropped = count
-

@@ -52,9 +52,7 @@ def run(settings: Settings, console: Console) -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.default_int_handler)
     with ExitStack() as stack:
-        stack.enter_context(
-            logging_to(sys.stderr, settings.server.log_level, settings.server.log_format)
-        )
+        stack.enter_context(logging_to(sys.stderr, settings.server.log_level, settings.server.log_format))
         if settings.server.log_format == "json":
             console = LoggedConsole()
         listener = stack.enter_context(listen(settings.server))

@@ -250,9 +250,7 @@ def dashboard_routes(dashboard: Dashboard) -> APIRouter:
         `pruned`."""
         many = min(max(limit, 1), MOST_ROWS)
         await live.body()
-        return _json(
-            await asyncio.to_thread(dashboard.conversations, text, arm, only, max(start, 0), many)
-        )
+        return _json(await asyncio.to_thread(dashboard.conversations, text, arm, only, max(start, 0), many))
 
     # Not a coroutine, so that a thread waits for the disk.
     @routes.get(f"{API}conversation/{{name:path}}", responses=described({404: "no such conversation"}))

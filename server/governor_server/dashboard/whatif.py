@@ -139,9 +139,7 @@ def answer(question: Question) -> dict[str, Any]:
     kinds = [kind for kind in policies.table().values() if kind.sweep or kind.name == "rules"]
     gates = {model: standing for model, standing in question.standings.items() if standing.gate is not None}
     level = (1 - question.confidence) / (len(kinds) + max(len(gates), 1))
-    tries = [
-        Trials(kind, recorded, own_parameters(kind.name, question.governance), level) for kind in kinds
-    ]
+    tries = [Trials(kind, recorded, own_parameters(kind.name, question.governance), level) for kind in kinds]
     points = []
     for bound in BOUNDS:
         aim = Aim(bound, level)
