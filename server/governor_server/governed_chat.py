@@ -157,8 +157,9 @@ class GovernedChat:
         done = b""
         try:
             done = await self._generation(response)
+            await self._settled(response)
         except UpstreamError as error:
-            await self._broke_off(error)
+            await self._broke_off(error, done)
             raise
         self._upstream_done(response)
         if not self._given_up:
@@ -179,7 +180,6 @@ class GovernedChat:
             for event in reader.feed(piece):
                 if event.data == sse.DONE:
                     await self._speak(b"".join(out))
-                    await response.settle()
                     return event.raw
                 out.append(self._event(event))
             await self._speak(b"".join(out))
@@ -187,6 +187,16 @@ class GovernedChat:
         if not self._given_up and (rest or not self._exchange.complete):
             self._proxy.metrics.upstream_failures_total.labels("truncated").inc()
         return b"" if self._later else rest
+
+    async def _settled(self, response: UpstreamResponse) -> None:
+        """Returns once upstream is done with a stream of which nothing more is wanted. A connection that
+        breaks after the end of the message has cost nothing; before that, whether `[DONE]` came or not, the
+        answer broke off. Raises `UpstreamError`."""
+        try:
+            await response.settle()
+        except UpstreamError:
+            if not self._exchange.complete:
+                raise
 
     async def _speak(self, body: bytes) -> None:
         if body and not self._spoke:
@@ -240,12 +250,13 @@ class GovernedChat:
             step = await self._step(step)
         return step
 
-    async def _broke_off(self, error: UpstreamError) -> None:
+    async def _broke_off(self, error: UpstreamError, done: bytes) -> None:
         """Upstream went away in the middle: what waits, then the error as upstream itself would tell it. The
-        body is left unfinished, so that nobody takes it for a whole message."""
+        body is left unfinished, so that nobody takes it for a whole message; `done` is what upstream called
+        its end all the same."""
         if not self._given_up:
             await self._reply.piece(self._give_up())
-        await self._reply.piece(sse.event(error.body))
+        await self._reply.piece(done + sse.event(error.body))
 
     def _chunks(self, step: Deliver) -> bytes:
         return b"".join(map(answers.written, step.chunks))
@@ -261,6 +272,7 @@ class GovernedChat:
                     return self._exchange.interrupted()
                 if self._exchange.streams:
                     await self._generation(response)
+                    await self._settled(response)
                 else:
                     raw = await response.read_up_to(self._proxy.limits.max_held_bytes)
                     self._exchange.receive_response(self._parsed(raw))

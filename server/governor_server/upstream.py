@@ -122,10 +122,10 @@ class UpstreamResponse:
 
     async def settle(self) -> None:
         """Wait a moment for the end of a body that has said its last: then the connection can be used again,
-        also by what is asked next."""
+        also by what is asked next. Raises `UpstreamError` when it breaks off instead."""
         if self._response.content.at_eof():
             return
-        with suppress(TimeoutError, UpstreamError):
+        with suppress(TimeoutError):
             async with asyncio.timeout(LAST_MOMENT_S):
                 while await self._read_any():
                     pass

@@ -15,7 +15,7 @@ from tests.fuzz import __main__ as command
 from tests.fuzz import mutations
 from tests.fuzz.cases import Case, case
 from tests.fuzz.verdict import Seen, wrong
-from tests.server.scripted_upstream import ABORT, Answer, Received
+from tests.server.scripted_upstream import ABORT, CLOSE, EVENTS, HANG, Answer, Received
 from tests.wire.generated import Generated, chat, stream_bytes
 
 CALLING = Generated(content="Let me look.", calls=[("c1", "lookup", "{}")])
@@ -65,6 +65,18 @@ def test_an_end_that_is_none_is_wrong() -> None:
     assert judged(events + error, broken, whole=False, stream=True) == ""
     assert "as if it were whole" in judged(events, broken, stream=True)
     assert "breaks off" in judged(events, Answer.stream(CALLING), whole=False, stream=True)
+
+
+@pytest.mark.parametrize("length", [False, True])
+def test_a_stream_may_break_off_once_its_message_has_its_end(length: bool) -> None:
+    """`[DONE]` alone is none; how long the body should have been does not matter."""
+    chunks = CALLING.chunks()
+    whole, ended = stream_bytes(chunks), stream_bytes(chunks[:-1])
+    assert judged(whole, Answer([whole, CLOSE, b"x"], 200, [EVENTS], length), stream=True) == ""
+    assert "as if it were whole" in judged(
+        ended, Answer([ended, CLOSE, b"x"], 200, [EVENTS], length), stream=True
+    )
+    assert judged(ended, Answer([ended, HANG, b"x"], 200, [EVENTS], length), stream=True) == ""
 
 
 def test_a_case_is_the_same_for_the_same_numbers() -> None:

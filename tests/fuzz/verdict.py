@@ -12,7 +12,7 @@ import orjson
 from governor.request import ClientView, untouched
 from governor_server import sse
 from tests.fuzz.cases import Case
-from tests.server.scripted_upstream import EVENTS, Accident, Answer, Received
+from tests.server.scripted_upstream import EVENTS, HANG, Accident, Answer, Received
 
 TOP_LOGPROBS = 20
 
@@ -87,10 +87,22 @@ def accident(answer: Answer) -> bool:
 
 def said_all(answer: Answer) -> bool:
     """Whether upstream broke off when a client could know that nothing was to come."""
-    sent = sum(len(piece) for piece in until_accident(answer) if isinstance(piece, bytes))
-    if answer.length:
-        return sent == sum(len(piece) for piece in answer.pieces if isinstance(piece, bytes))
-    return b"[DONE]" in b"".join(piece for piece in until_accident(answer) if isinstance(piece, bytes))
+    sent = b"".join(piece for piece in until_accident(answer) if isinstance(piece, bytes))
+    if answer.length and len(sent) == sum(len(piece) for piece in answer.pieces if isinstance(piece, bytes)):
+        return True
+    events, _ = split(sent)
+    if not events or not events[-1].rstrip().endswith(b"[DONE]"):
+        return False
+    # What hangs has not broken off: nobody waits for more than the protocol's last word.
+    return HANG in answer.pieces or any(ends(event) for event in events)
+
+
+def ends(event: bytes) -> bool:
+    """Whether a message ends with this event."""
+    try:
+        return bool(parsed(event)["choices"][0]["finish_reason"])
+    except (KeyError, IndexError, TypeError):
+        return False
 
 
 def until_accident(answer: Answer) -> Sequence[object]:

@@ -78,6 +78,49 @@ async def test_an_answer_that_breaks_off_is_no_answer(end: Piece, stream: bool) 
         assert proxy.metric("governor_upstream_failures_total", reason="broken") == 1
 
 
+GARBAGE = b"data: {\n\n"
+PATIENT = pytest.mark.usefixtures("patient")
+
+
+@pytest.fixture
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A busy machine may be slow to tell that a connection is closed."""
+    monkeypatch.setattr("governor_server.upstream.LAST_MOMENT_S", 5.0)
+
+
+def closed_after(events: bytes, *, length: bool) -> Answer:
+    """A stream that should have gone on by its framing, which is by length or by chunks."""
+    return Answer([events, 0.05, CLOSE, b": more"], 200, [EVENTS], length)
+
+
+@PATIENT
+@pytest.mark.parametrize("before", [b"", GARBAGE], ids=["read", "handed on unread"])
+@pytest.mark.parametrize("length", [False, True])
+async def test_done_does_not_make_a_stream_whole_that_breaks_off(before: bytes, length: bool) -> None:
+    """Upstream said that it was done, but not before the message had its end, and then broke off."""
+    source = before + stream_bytes(PLAIN.chunks()[:-1])
+    received = b""
+    async with scripted(closed_after(source, length=length)) as upstream, proxied(upstream) as proxy:
+        with pytest.raises(aiohttp.ClientPayloadError):
+            async with proxy.client.post("/v1/chat/completions", json=chat(stream=True)) as response:
+                while piece := await response.content.readany():
+                    received += piece
+        assert proxy.metric("governor_upstream_failures_total", reason="broken") == 1
+    assert received.startswith(source)
+    assert json.loads(received.removeprefix(source)[6:])["error"]["type"] == "upstream_broken"
+
+
+@PATIENT
+@pytest.mark.parametrize("length", [False, True])
+async def test_a_stream_that_breaks_off_after_its_message_is_whole(length: bool) -> None:
+    """Nothing is missing, and nothing more would have been handed on."""
+    source = stream_bytes(PLAIN.chunks())
+    async with scripted(closed_after(source, length=length)) as upstream, proxied(upstream) as proxy:
+        status, _, body = await proxy.chat(chat(stream=True))
+        assert proxy.metric("governor_upstream_failures_total", reason="broken") == 0
+    assert (status, body) == (200, source)
+
+
 async def test_a_stream_that_ends_in_the_middle_of_an_event_is_handed_on_and_counted() -> None:
     """In good order as far as HTTP goes: to the client it looks as it would have without us."""
     source = STREAM[:-40]
