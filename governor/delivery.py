@@ -14,7 +14,11 @@ from governor.turn import REASONING_KEYS, first_choice
 
 class Delivery:
     """Chunks and bodies for the client, made of the `generations` that the exchange adds to. `first` is the
-    first chunk of a stream, as it came."""
+    first chunk of a stream, as it came.
+
+    What waits is given up only once what becomes of it is there: where a chunk is too odd to leave something
+    out of it, all of them wait still, to be released as they are.
+    """
 
     def __init__(self, view: ClientView, generations: Sequence[Generation]) -> None:
         self._view = view
@@ -44,23 +48,26 @@ class Delivery:
 
     def set_aside(self, generation: Generation) -> None:
         """The calls of `generation` were withheld, and another one follows: keep what waits of it."""
-        waiting = generation.hold.take()
-        generation.held = [held for held in waiting if first_choice(held.chunk) is not None]
-        if generation.purpose is Purpose.REQUEST:
-            self._trailer = tuple(held.chunk for held in waiting if first_choice(held.chunk) is None)
+        waiting = generation.hold.waiting
+        held = [item for item in waiting if first_choice(item.chunk) is not None]
         keep = Keep.of(generation.turn, generation.withheld)
-        self._ready = [
+        ready = [
             chunk
-            for held in generation.held
-            if _before_end(held.chunk) and (chunk := keep.chunk(held.chunk, held.first_token)) is not None
+            for item in held
+            if _before_end(item.chunk) and (chunk := keep.chunk(item.chunk, item.first_token)) is not None
         ]
+        generation.held, self._ready = held, ready
+        if generation.purpose is Purpose.REQUEST:
+            self._trailer = tuple(item.chunk for item in waiting if first_choice(item.chunk) is None)
+        generation.hold.take()
 
     def last_chunks(self) -> tuple[Json, ...]:
         """The end of the stream."""
         last = self._generations[-1]
         keep = Keep.of(last.turn, last.withheld)
-        kept = (keep.chunk(held.chunk, held.first_token) for held in last.hold.take())
+        kept = (keep.chunk(held.chunk, held.first_token) for held in last.hold.waiting)
         chunks = [*self._ready, *(chunk for chunk in kept if chunk is not None), *self._trailer]
+        last.hold.take()
         self._ready, self._trailer = [], ()
         return self._seen(chunks)
 
@@ -76,13 +83,14 @@ class Delivery:
         keep = Keep.of(generation.turn, generation.withheld)
         before = joined([part.turn.content for part in self._generations], skip_blank=True)
         chunks: list[Json | None] = [*self._ready]
-        for item in generation.hold.take():
+        for item in generation.hold.waiting:
             if first_choice(item.chunk) is None:
                 chunks.append(item.chunk)
             elif _before_end(item.chunk):
                 chunks.append(keep.chunk(item.chunk, item.first_token))
             else:
                 chunks += _answer_chunks(item.chunk, gap(before) + probe.text, _logprobs(generation))
+        generation.hold.take()
         self._ready = []
         return self._seen([*(chunk for chunk in chunks if chunk is not None), *self._trailer])
 

@@ -52,6 +52,11 @@ class Hold:
             return ()
         return self.take()
 
+    @property
+    def waiting(self) -> Sequence[Held]:
+        """All that waits, in order."""
+        return self._waiting
+
     def take(self) -> Sequence[Held]:
         """All that waits, in order; nothing waits afterwards."""
         taken, self._waiting = self._waiting, []

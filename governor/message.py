@@ -40,9 +40,9 @@ class Keep:
     @classmethod
     def of(cls, turn: Turn, withheld: frozenset[int]) -> Keep:
         """All but the calls at the indices `withheld`."""
-        indices = [call.index for call in turn.calls]
         if not withheld:
             return cls()
+        indices = [call.index for call in turn.calls]
         if withheld.issuperset(indices):
             return cls({}, (range(turn.first_call_token(), len(turn.tokens)),))
         kept = [index for index in indices if index not in withheld]

@@ -585,6 +585,36 @@ def test_rules_need_no_logprobs(stream: bool, calls: list[tuple[str, str, str]])
     assert ruled.message.content == ("Well." if len(calls) > 1 else "Well.\nOslo.")
 
 
+@pytest.mark.parametrize(
+    "odd",
+    [
+        {"choices": [0]},
+        {"choices": [{"delta": {"tool_calls": [{"function": {"arguments": ""}}]}}]},
+        {"choices": [{"delta": {}, "logprobs": {"content": 5}}]},
+        {"choices": [{"delta": {"tool_calls": [{"index": "x"}]}}]},
+    ],
+    ids=["no choice", "a call without its index", "logprobs that are none", "an index that is none"],
+)
+@pytest.mark.parametrize(
+    "way", [{"action": "answer"}, {"action": "notice"}, {"policy": Only(frozenset({"c1"}))}], ids=str
+)
+def test_what_waits_beside_an_odd_chunk_is_released(odd: dict[str, Any], way: dict[str, Any]) -> None:
+    """Where the decision, or what becomes of the calls, fails at that chunk, all of them go out as they
+    came, before a notice's generation was begun or an answer taken for said."""
+    *chunks, end = Generated(content="All.", calls=[NORWAY, SWEDEN]).chunks()
+    source = [*chunks, odd, end, {"choices": [], "usage": {}}]
+    exchange = start(True, replace(ENFORCE, **way), logprobs=True, top_logprobs=20)
+    received = [sent for chunk in source for sent in exchange.receive(chunk)]
+    try:
+        step = exchange.finish()
+        while isinstance(step, Ask):
+            step = probed(exchange, OSLO) if step.purpose is Purpose.PROBE else exchange.interrupted()
+    except Exception:
+        step = exchange.interrupted()
+    assert [*received, *step.chunks] == source
+    assert not any(decision.withheld for decision in exchange.decisions)
+
+
 @pytest.mark.parametrize("cut", range(12))
 def test_a_stream_that_breaks_off_is_released_as_it_is(cut: int) -> None:
     """Wherever it breaks, the client has what upstream had sent, and no decision is taken."""
