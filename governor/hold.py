@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from governor.request import Json
 from governor.turn import Turn, first_choice
@@ -12,8 +12,7 @@ MAY_BEGIN_CALL = "{[<`"
 """How a call begins that a model writes as text, when it may not make one."""
 
 
-@dataclass(frozen=True, slots=True)
-class Held:
+class Held(NamedTuple):
     """A chunk that waits; `first_token` is the place in the turn of the first token in its logprobs."""
 
     chunk: Json

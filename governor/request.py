@@ -99,7 +99,7 @@ class ClientView:
         choices = chunk.get("choices")
         if self.complete or not choices or not isinstance(choices, list):
             return chunk
-        if not self.logprobs and not self.token_ids and all(_only_logprobs(choice) for choice in choices):
+        if not self.logprobs and not self.token_ids and all(map(_only_logprobs, choices)):
             return None
         return self._with_choices(chunk, choices)
 
@@ -112,7 +112,7 @@ class ClientView:
         return self._with_choices(response, choices)
 
     def _with_choices(self, source: Json, choices: list[Any]) -> Json:
-        if all(not choice.get("logprobs") for choice in choices):
+        if not [choice for choice in choices if choice.get("logprobs")]:
             return source
         return {**source, "choices": [self._choice(choice) for choice in choices]}
 
