@@ -8,7 +8,9 @@ goes on unjudged.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import AsyncIterator, Iterable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 
 from governor_server.api_errors import ApiError
 from governor_server.sections import Count, Seconds, Section
@@ -17,7 +19,7 @@ RETRY_AFTER_S = 1
 
 
 class LimitSettings(Section):
-    """Bytes are of one request or one answer; the counts are of the whole proxy."""
+    """Bytes are of one request or one answer; the counts are of the whole proxy, but for a tenant's own."""
 
     max_body_bytes: Count = 64 * 1024 * 1024
     body_timeout_s: Seconds = 60.0
@@ -25,15 +27,19 @@ class LimitSettings(Section):
     header_timeout_s: Seconds = 10.0
     max_concurrent_requests: Count = 1024
     max_queued_requests: Count = 1024
+    max_concurrent_requests_per_tenant: Count | None = None
     queue_timeout_s: Seconds = 30.0
     max_held_bytes: Count = 64 * 1024 * 1024
 
 
 class Slots:
     """So many requests run at the same time, so many wait for it in the order in which they came, and any
-    other is refused. Used as an async context manager, by any number of tasks.
+    other is refused.
 
-    Raises `ApiError` where there is no place, or none became free in time.
+    With a share for each tenant, one that has as many requests here, running or waiting, is refused the next,
+    so that it fills neither the places nor the queue. Refused, and not made to wait: there is one queue, in
+    order, in which what waits for its own tenant would stand in the way of the others. The share holds
+    while nobody else asks, too: a request that runs cannot be made to give its place to one that comes later.
     """
 
     def __init__(self, limits: LimitSettings) -> None:
@@ -41,20 +47,40 @@ class Slots:
         self._free = asyncio.Semaphore(limits.max_concurrent_requests)
         self.running = 0
         self.waiting = 0
+        self.by_tenant: Counter[str] = Counter()
 
     def __repr__(self) -> str:
         return f"<Slots [{self.running} running, {self.waiting} waiting]>"
 
-    async def __aenter__(self) -> None:
-        if self._free.locked():
-            await self._wait()
-        else:
-            await self._free.acquire()
-        self.running += 1
+    @asynccontextmanager
+    async def place(self, tenant: str) -> AsyncIterator[None]:
+        """One for a request of `tenant`. Raises `ApiError` where there is none for it, or none became free
+        in time."""
+        with self._share(tenant):
+            if self._free.locked():
+                await self._wait()
+            else:
+                await self._free.acquire()
+            self.running += 1
+            try:
+                yield
+            finally:
+                self.running -= 1
+                self._free.release()
 
-    async def __aexit__(self, *_: object) -> None:
-        self.running -= 1
-        self._free.release()
+    @contextmanager
+    def _share(self, tenant: str) -> Iterator[None]:
+        share = self._limits.max_concurrent_requests_per_tenant
+        if share is not None and self.by_tenant[tenant] >= share:
+            raise over_share(share)
+        self.by_tenant[tenant] += 1
+        try:
+            yield
+        finally:
+            self.by_tenant[tenant] -= 1
+            # Tenants may be as many as there are keys that a client can think up.
+            if not self.by_tenant[tenant]:
+                del self.by_tenant[tenant]
 
     async def _wait(self) -> None:
         if self.waiting >= self._limits.max_queued_requests:
@@ -73,6 +99,15 @@ def overloaded(why: str) -> ApiError:
     """The proxy has more to do than it is allowed to take on."""
     message = f"The proxy is overloaded: {why}. Try again in a moment."
     return ApiError(503, "server_overloaded", message, retry_after_s=RETRY_AFTER_S)
+
+
+def over_share(share: int) -> ApiError:
+    """The tenant has its share; the others are still served, so that it is no 503."""
+    message = (
+        f"This tenant has {share} requests here already (limits.max_concurrent_requests_per_tenant). "
+        "Try again when one of them is answered."
+    )
+    return ApiError(429, "too_many_requests", message, retry_after_s=RETRY_AFTER_S)
 
 
 def body_too_large(limit: int) -> ApiError:

@@ -58,7 +58,7 @@ UPSTREAM_FAILURES: Final = ("timeout", "connect_timeout", "unreachable", "broken
 
 REFUSED: Final = (
     "invalid_api_key", "permission_denied", "request_headers_too_large", "request_timeout",
-    "request_too_large", "server_overloaded", "internal_error",
+    "request_too_large", "server_overloaded", "too_many_requests", "internal_error",
 )  # fmt: skip
 """The types of the errors that the proxy itself answers with; shown from the start, too."""
 

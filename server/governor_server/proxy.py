@@ -172,7 +172,7 @@ class Proxy:
 
     async def _governed(self, scope: Scope, caller: Caller, raw: bytes, reply: Reply, start: float) -> None:
         came = perf_counter()
-        async with self.slots:
+        async with self.slots.place(caller.tenant):
             waited_s = perf_counter() - came
             chat: GovernedChat | None = None
             with self.fail_open("request"):
@@ -188,7 +188,7 @@ class Proxy:
         await until_gone(upload.gone(), self._uploaded(scope, caller, upload, reply))
 
     async def _uploaded(self, scope: Scope, caller: Caller, upload: Upload, reply: Reply) -> None:
-        async with self.slots:
+        async with self.slots.place(caller.tenant):
             try:
                 await self._relay(scope, caller, upload.body, reply)
             except UpstreamError:

@@ -264,4 +264,9 @@ def remarks(settings: Settings) -> list[str]:
             "whoever reaches this port asks with upstream.api_key: with auth.keys only your clients do "
             "(governor key)"
         )
+    several = settings.auth.isolation != "none" and len({key.tenant for key in settings.auth.keys}) > 1
+    if several and settings.limits.max_concurrent_requests_per_tenant is None:
+        lines.append(
+            "one tenant may take the places of all: limits.max_concurrent_requests_per_tenant bounds each"
+        )
     return lines

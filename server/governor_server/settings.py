@@ -294,6 +294,12 @@ class Settings(BaseSettings):
         # Of the store, too: an error of a section shows what was given, and its address may hold a password.
         if self.store.keep_conversations and self.store.path == IN_MEMORY:
             raise ValueError("store.keep_conversations needs a file: give store.path one")
+        room = min(self.limits.max_concurrent_requests, self.limits.max_queued_requests)
+        if (self.limits.max_concurrent_requests_per_tenant or 0) >= room:
+            raise ValueError(
+                f"limits.max_concurrent_requests_per_tenant must be less than {room}, or one tenant could "
+                "take all of limits.max_concurrent_requests or limits.max_queued_requests"
+            )
         redis = self.store.redis_url
         if redis is not None and not redis.get_secret_value().startswith(REDIS_SCHEMES):
             raise ValueError(f"store.redis_url must begin with one of {', '.join(REDIS_SCHEMES)}")

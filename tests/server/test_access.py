@@ -36,7 +36,7 @@ def digest(key: str) -> str:
     return sha256(key.encode()).hexdigest()
 
 
-KEYS = {
+KEYS: dict[str, Any] = {
     "keys": [{"tenant": "acme", "sha256": digest("key-a")}, {"tenant": "beta", "sha256": digest("key-b")}],
     "admin_keys": [digest("key-admin")],
 }
@@ -131,6 +131,23 @@ def test_a_proxy_that_lends_upstreams_key_to_anybody_says_so(host: str, told: bo
     assert any("auth.keys" in line for line in remarks(Settings(**sections))) is told
     sections["auth"] = KEYS
     assert not any("auth.keys" in line for line in remarks(Settings(**sections)))
+
+
+@pytest.mark.parametrize(
+    ("auth", "limits", "told"),
+    [
+        (KEYS, {}, True),
+        (KEYS, {"max_concurrent_requests_per_tenant": 8}, False),
+        ({**KEYS, "isolation": "none"}, {}, False),
+        ({"keys": KEYS["keys"][:1]}, {}, False),
+    ],
+)
+def test_a_proxy_that_one_of_its_tenants_may_fill_says_so(
+    auth: dict[str, Any], limits: dict[str, Any], told: bool
+) -> None:
+    """Where there are several, that is, and none of them has a share."""
+    sections: dict[str, Any] = {"auth": auth, "limits": limits}
+    assert any("per_tenant" in line for line in remarks(Settings(**sections))) is told
 
 
 # The operator's routes

@@ -138,11 +138,69 @@ async def test_more_than_may_wait_are_told_to_come_back() -> None:
 async def test_nobody_waits_for_ever() -> None:
     """A turn that does not come in time is given up, and the place in the queue is free again."""
     slots = Slots(LimitSettings(max_concurrent_requests=1, queue_timeout_s=0.05))
-    async with slots:
+    async with slots.place("acme"):
         with pytest.raises(Exception, match="overloaded"):
-            await slots.__aenter__()
-        assert repr(slots) == "<Slots [1 running, 0 waiting]>"
-    assert repr(slots) == "<Slots [0 running, 0 waiting]>"
+            await slots.place("acme").__aenter__()
+        assert (repr(slots), slots.by_tenant) == ("<Slots [1 running, 0 waiting]>", {"acme": 1})
+    assert (repr(slots), slots.by_tenant) == ("<Slots [0 running, 0 waiting]>", {})
+
+
+@ROUTES
+async def test_a_greedy_tenant_does_not_keep_another_out(path: str) -> None:
+    """What it asks beyond its share is refused, as its own doing and not the proxy's; its neighbour is served
+    meanwhile, and so is the tenant itself once it has an answer."""
+    limits = {"max_concurrent_requests": 3, "max_concurrent_requests_per_tenant": 2}
+    release = asyncio.Event()
+    held = Answer([b"{}"], before=[release])
+    async with (
+        scripted(held, held, Answer([b"{}"]), Answer([b"{}"])) as upstream,
+        proxied(upstream, limits=limits) as proxy,
+    ):
+
+        async def ask(tenant: str) -> tuple[int, Mapping[str, str], bytes]:
+            headers = {"authorization": f"Bearer {tenant}"}
+            async with proxy.client.post(path, json=chat(), headers=headers) as response:
+                return response.status, response.headers, await response.read()
+
+        greedy = [asyncio.create_task(ask("greedy")) for _ in range(2)]
+        async with asyncio.timeout(10):
+            while len(upstream.received) < 2:  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+        status, headers, body = await ask("greedy")
+        assert (status, headers["retry-after"], error(body)["type"]) == (429, "1", "too_many_requests")
+        assert proxy.metric("governor_refused_requests_total", reason="too_many_requests") == 1
+        assert (await ask("neighbour"))[0] == 200
+        release.set()
+        assert [(await task)[0] for task in greedy] == [200, 200]
+        assert (await ask("greedy"))[0] == 200
+        await proxy.until("governor_running_requests", 0)
+        assert not proxy.app.proxy.slots.by_tenant
+
+
+async def test_a_greedy_tenant_does_not_fill_the_queue() -> None:
+    """What waits counts like what runs; a client that leaves, or that is refused, leaves nothing behind."""
+    slots = Slots(
+        LimitSettings(max_concurrent_requests=3, max_queued_requests=3, max_concurrent_requests_per_tenant=2)
+    )
+    tenants = ["first", "first", "second", "greedy", "greedy", "neighbour"]
+    asking = [asyncio.create_task(occupy(slots, tenant)) for tenant in tenants]
+    await asyncio.sleep(0)
+    assert repr(slots) == "<Slots [3 running, 3 waiting]>"
+    with pytest.raises(Exception, match="per_tenant"):
+        await slots.place("greedy").__aenter__()
+    with pytest.raises(Exception, match="overloaded"):
+        await slots.place("another").__aenter__()
+    assert slots.by_tenant == {"first": 2, "second": 1, "greedy": 2, "neighbour": 1}
+    for task in reversed(asking):
+        task.cancel()
+    await asyncio.gather(*asking, return_exceptions=True)
+    assert (repr(slots), slots.by_tenant) == ("<Slots [0 running, 0 waiting]>", {})
+
+
+async def occupy(slots: Slots, tenant: str) -> None:
+    """For ever."""
+    async with slots.place(tenant):
+        await asyncio.Event().wait()
 
 
 async def test_a_call_that_is_too_long_to_hold_back_passes() -> None:

@@ -43,6 +43,14 @@ def test_the_command_line_wins_over_the_environment_and_that_over_the_file(tmp_p
     assert settings.probe.max_tokens == 7
 
 
+@pytest.mark.parametrize("small", ["max_concurrent_requests", "max_queued_requests"])
+def test_a_share_that_is_the_whole_is_refused(small: str, tmp_path: Path) -> None:
+    """It would bound nothing, and look as if it did."""
+    text = f"limits: {{{small}: 8, max_concurrent_requests_per_tenant: %d}}"
+    assert "less than 8" in failure(text % 8, tmp_path=tmp_path)
+    assert load(text % 7, tmp_path=tmp_path).limits.max_concurrent_requests_per_tenant == 7
+
+
 def test_null_in_the_environment_is_nothing(tmp_path: Path) -> None:
     """A compose file can then leave a setting to a variable that may not be there."""
     environ = {"GOVERNOR_STORE__REDIS_URL": "null", "GOVERNOR_GOVERNANCE__VOCAB_SIZE": "null"}
