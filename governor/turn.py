@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,8 +18,9 @@ REASONING_KEYS = ("reasoning", "reasoning_content")
 """The names of the field with the reasoning, the present one of vLLM first."""
 
 
-MOST_UNREAD = 256
-"""Chunks whose logprobs are kept unread: 20 of them a token are 1.4 KB to parse, and 0.3 KB once measured."""
+MOST_UNREAD = 64
+"""Pieces of logprobs that are kept unread, beyond which the oldest is read for each that comes: all of them
+at once would hold up other requests, and unread they take four times the memory."""
 
 CALL_KEYS = ('"name"', '"function"', '"arguments"', "<function=")
 """How the body of a call begins."""
@@ -51,7 +53,7 @@ class Turn:
         self.has_text = False
         self.malformed = False
         self._tokens: list[Token] = []
-        self._unread: list[Json | Unread] = []
+        self._unread: deque[Json | Unread] = deque()
         self.drawn = 0
         """Tokens so far, but for those in logprobs that came as `Unread`."""
         self._malformed_logprobs = False
@@ -121,8 +123,8 @@ class Turn:
                 return
             self.drawn += len(content) if isinstance(content, list) else 0
         self._unread.append(logprobs)
-        if len(self._unread) >= MOST_UNREAD:
-            self._read()
+        if len(self._unread) > MOST_UNREAD:
+            self._measure(self._unread.popleft())
 
     @property
     def tokens(self) -> Sequence[Token]:
@@ -131,14 +133,14 @@ class Turn:
         return self._tokens
 
     def _read(self) -> None:
-        if not self._unread:
-            return
-        unread, self._unread = self._unread, []
-        for logprobs in unread:
-            try:
-                self._tokens += tokens_from_logprobs(_content(logprobs), self._vocab_size)
-            except LogprobsMalformed:
-                self._malformed_logprobs = True
+        while self._unread:
+            self._measure(self._unread.popleft())
+
+    def _measure(self, logprobs: Json | Unread) -> None:
+        try:
+            self._tokens += tokens_from_logprobs(_content(logprobs), self._vocab_size)
+        except LogprobsMalformed:
+            self._malformed_logprobs = True
 
     @property
     def content(self) -> str:
