@@ -190,7 +190,7 @@ class GovernorApp:
             sample=given.sample,
             content=given.content,
             fail_open=lambda: self.proxy.fail_open("trace"),
-            dropped=self.metrics.fail_open_total.labels("trace").inc,
+            dropped=self.metrics.dropped_spans_total.inc,
         )
 
     def _balanced(self, url: str) -> Upstream | Balancer:

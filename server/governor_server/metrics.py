@@ -219,6 +219,9 @@ class Metrics:
             "Responses without the logprobs that were asked for, or not of all tokens.",
         )
         self.store_errors_total = counter("store_errors", "Records that could not be read or written.")
+        self.dropped_spans_total = counter(
+            "dropped_spans", "Spans that got lost: the collector took none of them, or too many waited."
+        )
         self.engine_restarts_total = counter(
             "engine_restarts", "Times the engine was started again after it died."
         )

@@ -53,7 +53,7 @@ class Traced:
             sample=sample,
             content=content,
             fail_open=lambda: proxy.app.proxy.fail_open("trace"),
-            dropped=proxy.app.metrics.fail_open_total.labels("trace").inc,
+            dropped=proxy.app.metrics.dropped_spans_total.inc,
         )
 
     async def spans(self, requests: int = 1) -> dict[str, ReadableSpan]:
@@ -414,7 +414,8 @@ async def test_a_collector_gets_all_of_it_at_the_latest_when_the_proxy_ends(
 async def test_a_collector_that_is_not_there_neither_stops_a_request_nor_the_end(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """The end waits a while for the last spans, and no longer."""
+    """The end waits a while for the last spans, and no longer. They are counted as lost; nothing failed
+    open."""
     monkeypatch.setattr(tracing_module, "CLOSE_S", 0.2)
     # Seconds: long enough for one more try, which takes longer than the end waits.
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_TIMEOUT", "2")
@@ -428,6 +429,8 @@ async def test_a_collector_that_is_not_there_neither_stops_a_request_nor_the_end
     for thread in exporting:
         await asyncio.to_thread(thread.join, 30)
     assert still_exporting() == []
+    assert proxy.metric("governor_dropped_spans_total") == 2
+    assert proxy.metric("governor_fail_open_total", where="trace") == 0
 
 
 def still_exporting() -> list[threading.Thread]:
