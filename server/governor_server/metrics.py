@@ -225,6 +225,9 @@ class Metrics:
         self.engine_restarts_total = counter(
             "engine_restarts", "Times the engine was started again after it died."
         )
+        self.worker_restarts_total = counter(
+            "worker_restarts", "Times one of several workers was started again after it died."
+        )
         self.conversations = gauge("conversations", "Conversations that have a record.", "livemax")
         self.running_requests = gauge("running_requests", "Requests that have their turn.", "livesum")
         self.waiting_requests = gauge("waiting_requests", "Requests that wait for their turn.", "livesum")

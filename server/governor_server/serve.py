@@ -17,7 +17,6 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import uvicorn
-from prometheus_client import CollectorRegistry
 
 from governor_server.access import is_loopback
 from governor_server.app import GovernorApp, create_app, tracing_kind
@@ -25,7 +24,6 @@ from governor_server.console import Console
 from governor_server.engine import Engine
 from governor_server.errors import PortInUse, ServerError, UpstreamUnreachable
 from governor_server.logs import LoggedConsole, count_dropped, logging_to
-from governor_server.metrics import PARENT, Metrics, join_workers
 from governor_server.protocol import bounded_protocol
 from governor_server.settings import ServerSettings, Settings
 from governor_server.shared import Shared
@@ -63,8 +61,8 @@ def run(settings: Settings, console: Console) -> None:
         url = engine.url if engine else checked_upstream(settings)
         vocab_size = engine.vocab_size if engine else None
         if settings.server.workers > 1:
-            stack.enter_context(shared_metrics())
-            workers = Workers(settings, listener, url, vocab_size, console)
+            metrics = stack.enter_context(shared_metrics())
+            workers = Workers(settings, listener, url, vocab_size, console, metrics)
             _serve_by_workers(settings, workers, engine, console)
         else:
             app = create_app(settings, upstream_url=url, vocab_size=vocab_size)
@@ -212,9 +210,7 @@ def serve(
 def _serve_by_workers(settings: Settings, workers: Workers, engine: Engine | None, console: Console) -> None:
     """Serve in several processes; the engine stays this one's."""
     if engine is not None:
-        join_workers(PARENT)
-        metrics = Metrics(CollectorRegistry())
-        engine.supervise(workers.fail, on_restart=metrics.engine_restarts_total.inc)
+        engine.supervise(workers.fail, on_restart=workers.metrics.engine_restarts_total.inc)
     workers.run(lambda: _announce(settings, workers.listener, console))
 
 

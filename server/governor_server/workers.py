@@ -22,10 +22,19 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType
 
+from prometheus_client import CollectorRegistry
+
 from governor_server.console import Console
 from governor_server.engine import backoff
 from governor_server.errors import ServerError
-from governor_server.metrics import MULTIPROCESS_DIR, mark_worker_dead, write_workers
+from governor_server.metrics import (
+    MULTIPROCESS_DIR,
+    PARENT,
+    Metrics,
+    join_workers,
+    mark_worker_dead,
+    write_workers,
+)
 from governor_server.settings import Settings
 
 READY = b"ready\n"
@@ -50,7 +59,8 @@ class Job:
 
 
 class Worker:
-    """One place among the workers, and the process that has it now."""
+    """One place among the workers, and the process that has it now. `start_at` is when, in monotonic seconds,
+    a process that died is to be replaced; 0 before the first death."""
 
     def __init__(self, number: int) -> None:
         self.number = number
@@ -100,7 +110,8 @@ class Worker:
 
 
 class Workers:
-    """The workers of one proxy, on `listener`. Of the methods only `fail` may be called from any thread."""
+    """The workers of one proxy, on `listener`. Of the methods only `fail` may be called from any thread.
+    `metrics` are this process's own, of which each worker's scrape shows the counters."""
 
     def __init__(
         self,
@@ -109,8 +120,10 @@ class Workers:
         upstream_url: str,
         vocab_size: int | None,
         console: Console,
+        metrics: Metrics,
     ) -> None:
         self.listener = listener
+        self.metrics = metrics
         self._settings = settings
         self._failure: ServerError | None = None
         self._upstream_url = upstream_url
@@ -161,6 +174,8 @@ class Workers:
         return [worker for worker in self._workers if worker.process is not None]
 
     def _start(self, worker: Worker) -> None:
+        if worker.start_at > 0:
+            self.metrics.worker_restarts_total.inc()
         worker.start(
             Job(
                 self._settings,
@@ -220,13 +235,15 @@ class Workers:
 
 
 @contextmanager
-def shared_metrics() -> Iterator[None]:
-    """A folder for the metrics of this process and those that it starts, as long as the context lasts."""
+def shared_metrics() -> Iterator[Metrics]:
+    """The metrics of this process, in a folder with those of the processes that it starts; it is there as
+    long as the context lasts."""
     with tempfile.TemporaryDirectory(prefix="governor-metrics-") as folder:
         before = os.environ.get(MULTIPROCESS_DIR)
         os.environ[MULTIPROCESS_DIR] = folder
+        join_workers(PARENT)
         try:
-            yield
+            yield Metrics(CollectorRegistry())
         finally:
             os.environ.pop(MULTIPROCESS_DIR)
             if before is not None:

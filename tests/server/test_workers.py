@@ -8,7 +8,7 @@ import re
 import signal
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any
@@ -73,6 +73,17 @@ def scraped(port: int) -> dict[str, float]:
 def requests(port: int) -> float:
     """Those that were answered so far, but for the scrapes."""
     return scraped(port).get('governor_requests_total{code="200",route="other"}', 0.0)
+
+
+def restarts_by_each(run: Governor, port: int) -> list[float]:
+    """What each worker shows while the others do nothing."""
+    shown = []
+    for worker in children(run):
+        with ExitStack() as stack:
+            for other in children(run) - {worker}:
+                stack.enter_context(halted(other))
+            shown.append(scraped(port)["governor_worker_restarts_total"])
+    return shown
 
 
 def feedback(port: int, conversation: str) -> int:
@@ -149,10 +160,12 @@ def test_several_workers_are_one_proxy(tmp_path: Path, redis_server: RedisServer
 
 
 def test_a_worker_that_dies_is_replaced(tmp_path: Path) -> None:
-    """The others go on meanwhile, and what it had counted still counts."""
+    """The others go on meanwhile, what it had counted still counts, and so does its restart, whichever worker
+    is asked."""
     with running(tmp_path) as (run, port):
         for _ in range(20):
             assert get(port, "/v1/models") == 200
+        assert scraped(port)["governor_worker_restarts_total"] == 0
         victim, *_ = before = children(run)
         os.kill(victim, signal.SIGKILL)
         run.until(lambda: "died (SIGKILL); starting it again" in run.read())
@@ -161,6 +174,7 @@ def test_a_worker_that_dies_is_replaced(tmp_path: Path) -> None:
             assert get(port, "/v1/models") == 200
         assert requests(port) == 40
         assert scraped(port)["governor_running_requests"] == 0
+        assert restarts_by_each(run, port) == [1] * WORKERS
         assert run.end(signal.SIGINT) == 0
         assert "Traceback" not in run.read()
 
