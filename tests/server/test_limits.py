@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import socket
 from collections.abc import AsyncIterator, Mapping
@@ -272,7 +273,8 @@ async def test_the_end_has_a_deadline() -> None:
 
 @asynccontextmanager
 async def ending(upstream_url: str, **server: float) -> AsyncIterator[tuple[Server, Proxied]]:
-    """A proxy as `governor serve` runs it, and its server."""
+    """A proxy as `governor serve` runs it, and its server. The heap is left as it was found."""
+    collect_after = gc.get_threshold()
     sections: dict[str, Any] = {"server": server, "store": {"path": ":memory:"}}
     settings = Settings(**sections)
     app = create_app(settings, upstream_url=upstream_url, registry=CollectorRegistry())
@@ -294,3 +296,5 @@ async def ending(upstream_url: str, **server: float) -> AsyncIterator[tuple[Serv
         running.should_exit = True
         await serving
         bound.close()
+        gc.unfreeze()
+        gc.set_threshold(*collect_after)
