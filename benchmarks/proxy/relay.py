@@ -13,7 +13,7 @@ import asyncio
 import sys
 from typing import cast
 
-import uvloop
+from benchmarks.proxy.serving import serve
 
 
 class Side(asyncio.Protocol):
@@ -62,13 +62,6 @@ class ClientSide(Side):
         upstream.writelines(self._early)
 
 
-async def serve(port: int, upstream: int) -> None:
-    """Serve until cancelled."""
-    server = await asyncio.get_running_loop().create_server(lambda: ClientSide(upstream), "127.0.0.1", port)
-    async with server:
-        await server.serve_forever()
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -76,7 +69,7 @@ def main() -> int:
     parser.add_argument("--port", type=int, required=True)
     parser.add_argument("--upstream", type=int, required=True, help="its port")
     arguments = parser.parse_args()
-    uvloop.run(serve(arguments.port, arguments.upstream))
+    serve(arguments.port, lambda: ClientSide(arguments.upstream))
     return 0
 
 

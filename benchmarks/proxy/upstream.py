@@ -18,9 +18,9 @@ from dataclasses import dataclass, field
 from typing import Any, Final, cast
 
 import orjson
-import uvloop
 
 from benchmarks.proxy.recordings import WORKLOADS, Kind, asked, events, identities
+from benchmarks.proxy.serving import serve
 from tests.wire.recorded import Recorded
 
 HEAD_END: Final = b"\r\n\r\n"
@@ -179,13 +179,6 @@ class Connection(asyncio.Protocol):
         return self._place < len(self._chunks)
 
 
-async def serve(port: int, engine: Engine) -> None:
-    """Serve until cancelled."""
-    server = await asyncio.get_running_loop().create_server(lambda: Connection(engine), "127.0.0.1", port)
-    async with server:
-        await server.serve_forever()
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -199,7 +192,8 @@ def main() -> int:
         help="from one event of a stream to its next (default: %(default)s)",
     )
     arguments = parser.parse_args()
-    uvloop.run(serve(arguments.port, Engine(prepared(), arguments.step)))
+    engine = Engine(prepared(), arguments.step)
+    serve(arguments.port, lambda: Connection(engine))
     return 0
 
 
