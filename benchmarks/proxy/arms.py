@@ -33,6 +33,7 @@ OURS: Final = (PASSING, MEASURING, *GOVERNED)
 ARMS: Final = (DIRECT, FLOOR, *OURS, LITELLM)
 """In the order in which they are compared."""
 
+RECORDS: Final = 500
 VOCABULARY: Final = 151_936
 """Of Qwen3: the bounds of the entropy depend on it, their cost does not."""
 LITELLM_KEY: Final = "sk-benchmark-0123456789abcdef"
@@ -52,14 +53,15 @@ class Arm:
 
 def settings(arm: str, store: Path) -> dict[str, Any]:
     """The governor's configuration: the defaults, and the tools that may be governed. It logs what is wrong
-    and not each request, as LiteLLM's proxy does here."""
+    and not each request, as LiteLLM's proxy does here, and its store is full within minutes, so that what
+    memory grows by after that is lost."""
     mode = "enforce" if arm == ENFORCING else "observe"
     return {
         "server": {"log_level": "warning"},
         "governance": {"mode": mode, "vocab_size": VOCABULARY},
         "observe": {"probe": arm != MEASURING},
         "tools": {"read_only": list(READ_ONLY)},
-        "store": {"path": str(store)},
+        "store": {"path": str(store), "max_records": RECORDS},
     }
 
 

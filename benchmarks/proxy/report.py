@@ -41,12 +41,14 @@ def tables(summary: Summary) -> Iterator[str]:
         "the rounds, and in brackets between which values the middle half of them lies."
     )
     yield ""
-    yield "| promised | limit | measured | |"
-    yield "|---|---|---|---|"
+    yield "| promised | limit | measured | | the bare relay | passing |"
+    yield "|---|---|---|---|---|---|"
     for target in summary["targets"]:
         sign = "≥" if target["least"] else "≤"
         met = "met" if target["met"] else "**missed**"
-        yield f"| {target['name']} | {sign} {target['limit']:g} | {target['measured']:.2f} | {met} |"
+        others = ("" if target[arm] is None else f"{target[arm]:.2f}" for arm in (FLOOR, PASSING))
+        measured = f"{sign} {target['limit']:g} | {target['measured']:.2f} | {met}"
+        yield f"| {target['name']} | {measured} | {' | '.join(others)} |"
     yield ""
     yield "**Where a request's CPU goes (ms), with one client**"
     yield ""
