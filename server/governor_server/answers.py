@@ -61,9 +61,12 @@ _logprobs: Final = msgspec.json.Decoder(_Logprobs)
 
 
 def chunk(data: bytes, event: bytes, parse: Callable[[bytes], Any]) -> Chunk:
-    """The chunk in the `data` of an `event`. Raises `orjson.JSONDecodeError`, and TypeError or ValueError
-    where it is none."""
-    read = Chunk(parse(data))
+    """The chunk in the `data` of an `event`. Raises `orjson.JSONDecodeError`, and TypeError where it is no
+    object."""
+    found = parse(data)
+    if not isinstance(found, dict):
+        raise TypeError(f"a chunk from {type(found).__name__}")
+    read = Chunk(found)
     read.event = event
     return read
 

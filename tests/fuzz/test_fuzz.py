@@ -57,6 +57,15 @@ def test_an_answer_of_which_something_is_missing_changed_or_moved_is_wrong() -> 
     assert judged(b"{}", Answer.whole(CALLING), status=500) != ""
 
 
+def test_what_is_broken_in_the_logprobs_alone_is_nothing_to_a_client_without_them() -> None:
+    sent, bare = stream_bytes(CALLING.chunks(usage=True)), stream_bytes(BARE.chunks(usage=True))
+    broken = Answer.stream(sent.replace(b'"logprob":', b'"logprob":\xff'))
+    assert judged(bare, broken, stream=True) == ""
+    assert judged(bare, broken, stream=True, logprobs=True) != ""
+    elsewhere = Answer.stream(sent.replace(b'"delta":', b'"delta":\xff'))
+    assert judged(bare, elsewhere, stream=True) != ""
+
+
 def test_an_end_that_is_none_is_wrong() -> None:
     """A body may look whole only where upstream's was, and break off only where upstream's did."""
     events = stream_bytes(CALLING.chunks(), done=False)

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from governor.tokens import Unread, tokens_from_logprobs
-from governor_server.answers import parsed
+from governor_server.answers import chunk, parsed
 from tests.wire.recorded import recorded
 
 JSON = st.recursive(
@@ -72,6 +72,19 @@ def test_of_odd_bodies_nothing_is_taken_away(body: Any) -> None:
 def test_any_body_reads_the_same(body: dict[str, Any], delta: Any, more: Any) -> None:
     whole = {**body, "choices": [{"delta": delta, "logprobs": LOGPROBS, "more": more}]}
     assert read_to_the_end(parsed(orjson.dumps(whole))) == whole
+
+
+def test_what_is_broken_in_the_logprobs_is_told_when_they_are_read() -> None:
+    body = orjson.dumps({"choices": [{"logprobs": LOGPROBS}]}).replace(b'"token":"x"', b'"token":"\xff"')
+    (choice,) = parsed(body)["choices"]
+    with pytest.raises(ValueError, match="utf-8"):
+        choice["logprobs"].parse(choice["logprobs"].raw)
+
+
+@pytest.mark.parametrize("data", [b"[]", b"[[1, 2]]", b"null", b"1"])
+def test_a_chunk_is_an_object(data: bytes) -> None:
+    with pytest.raises(TypeError):
+        chunk(data, b"data: " + data + b"\n\n", parsed)
 
 
 @pytest.mark.parametrize("body", [b"", b"{", b'{"choices":[{"logprobs":{"content":[{]}}]}', b"\xff"])
