@@ -76,13 +76,17 @@ def answered_calls(messages: Sequence[Any]) -> tuple[AnsweredCall, ...]:
     """The calls of the history that have results, in the order of these; of several with one id the last."""
     proposed: dict[str, AnsweredCall] = {}
     answered: dict[str, AnsweredCall] = {}
-    before = ""
+    questions: list[object] = []
+    asked: str | None = ""
     for message in messages:
         role = _role(message)
         if role == "user":
-            before = last_question((message,))
+            # The digest of a long text takes its time: only of those that a call was made for.
+            questions, asked = [message], None
         elif role == "assistant":
-            proposed.update((call.id, AnsweredCall(call, before)) for call in _calls(message))
+            for call in _calls(message):
+                asked = last_question(questions) if asked is None else asked
+                proposed[call.id] = AnsweredCall(call, asked)
         elif role == "tool":
             identity = message.get("tool_call_id")
             if isinstance(identity, str) and identity in proposed:
