@@ -16,6 +16,7 @@ from tests.fuzz.cases import Case
 from tests.server.scripted_upstream import EVENTS, HANG, Accident, Answer, Received
 
 TOP_LOGPROBS = 20
+ALL = ClientView(logprobs=True, asked=TOP_LOGPROBS, sent=TOP_LOGPROBS)
 LOGPROBS = re.compile(rb'"logprobs": ?\{"content": ?\[\{.*\}(?=, ?"finish_reason")', re.DOTALL)
 
 
@@ -155,12 +156,12 @@ def split(body: bytes) -> tuple[list[bytes], bytes]:
     return events, reader.rest()
 
 
-def parsed(event: bytes) -> Any:
+def parsed(event: bytes, view: ClientView = ALL) -> Any:
     """The JSON of an event, None where it has none."""
     for found in sse.EventReader().feed(event):
         if found.data is not None:
             try:
-                return orjson.loads(found.data)
+                return read(found.data, view)
             except orjson.JSONDecodeError:
                 return None
     return None
@@ -175,7 +176,7 @@ def stripped(value: Any) -> Any:
 
 def seen_as(event: bytes, view: ClientView) -> tuple[bool, Any]:
     """Whether an event may be missing for the client, and what it may be instead of itself."""
-    chunk = parsed(event) or parsed(unbroken(event, view))
+    chunk = parsed(event, view)
     if not isinstance(chunk, dict):
         return False, None
     try:
@@ -185,9 +186,15 @@ def seen_as(event: bytes, view: ClientView) -> tuple[bool, Any]:
     return shown is None, shown
 
 
-def unbroken(body: bytes, view: ClientView) -> bytes:
-    """A body without what may be wrong with its logprobs, where the client does not get them."""
-    return body if view.logprobs else LOGPROBS.sub(b'"logprobs":{"content":[0]}', body)
+def read(body: bytes, view: ClientView) -> Any:
+    """The JSON of a body; where that is none, without its logprobs, if the client does not get them. Raises
+    `orjson.JSONDecodeError`."""
+    try:
+        return orjson.loads(body)
+    except orjson.JSONDecodeError:
+        if view.logprobs:
+            raise
+        return orjson.loads(LOGPROBS.sub(b'"logprobs":{"content":[0]}', body))
 
 
 def stream_differs(seen: Seen, sent: bytes, view: ClientView) -> str:
@@ -219,7 +226,7 @@ def stream_differs(seen: Seen, sent: bytes, view: ClientView) -> str:
 def whole_differs(body: bytes, sent: bytes, view: ClientView) -> str:
     """The same response, without the logprobs that nobody asked for."""
     try:
-        response, got = orjson.loads(unbroken(sent, view)), stripped(orjson.loads(body))
+        response, got = read(sent, view), stripped(orjson.loads(body))
     except orjson.JSONDecodeError:
         return "not the bytes that upstream sent"
     return "" if got in (response, view.response(response)) else "another response than upstream's"
