@@ -15,6 +15,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
+from functools import cached_property
 from typing import Any, Final
 
 from governor.calls import CallSignature, ToolCall, ToolCatalog, ToolEffect, digest
@@ -51,7 +52,7 @@ class ExecutedCall:
         return self.outcome in (Outcome.FAILED, Outcome.TRANSIENT)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class AnsweredCall:
     """A call of the history that has a result; `asked` is the `last_question` of the messages before it."""
 
@@ -62,11 +63,11 @@ class AnsweredCall:
     def id(self) -> str:
         return self.call.id
 
-    @property
+    @cached_property
     def signature(self) -> str:
         return str(self.call.signature)
 
-    @property
+    @cached_property
     def origin(self) -> str:
         """What its record has as `CallRecord.origin`."""
         return origin(self.asked, self.signature)
@@ -76,16 +77,15 @@ def answered_calls(messages: Sequence[Any]) -> tuple[AnsweredCall, ...]:
     """The calls of the history that have results, in the order of these; of several with one id the last."""
     proposed: dict[str, AnsweredCall] = {}
     answered: dict[str, AnsweredCall] = {}
-    questions: list[object] = []
-    asked: str | None = ""
-    for message in messages:
+    asked: str | None = None
+    for place, message in enumerate(messages):
         role = _role(message)
         if role == "user":
             # The digest of a long text takes its time: only of those that a call was made for.
-            questions, asked = [message], None
+            asked = None
         elif role == "assistant":
             for call in _calls(message):
-                asked = last_question(questions) if asked is None else asked
+                asked = last_question(messages[:place]) if asked is None else asked
                 proposed[call.id] = AnsweredCall(call, asked)
         elif role == "tool":
             identity = message.get("tool_call_id")
