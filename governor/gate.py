@@ -18,11 +18,10 @@ from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
-from hashlib import sha256
 from math import inf, isfinite, log
 from typing import TYPE_CHECKING, Any, Final
 
-from governor.calls import ToolEffect
+from governor.calls import ToolEffect, digest
 from governor.certificate import Certificate
 from governor.errors import GovernorError
 from governor.probe import ProbeAnswer, fingerprint
@@ -124,7 +123,7 @@ def rules_of(settings: RuleSettings) -> str:
     """A fingerprint of the rules: a certificate holds for the rules under which its calls were recorded."""
     budgets = settings.budgets
     values = (budgets.per_conversation, sorted(budgets.per_tool.items()), settings.failing_attempts)
-    return sha256(repr(values).encode("utf-8", "surrogatepass")).hexdigest()[:16]
+    return digest(repr(values))[:16]
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,9 +11,9 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from hashlib import sha256
 from typing import Any, Final
 
+from governor.calls import digest
 from governor.errors import LogprobsMalformed, ProbeFailed
 from governor.spans import Markup, SpanKind, segment, spans
 from governor.tokens import Token, tokens_from_logprobs
@@ -99,7 +99,7 @@ def fingerprint(text: str) -> str:
     """16 hexadecimal digits that are equal for texts equal but for case and whitespace. It tells answers
     apart; it does not hide a short one from somebody who guesses."""
     plain = " ".join(text.split()).casefold()
-    return sha256(plain.encode("utf-8", "surrogatepass")).hexdigest()[:16]
+    return digest(plain)[:16]
 
 
 def probe_request(body: Mapping[str, Any], settings: ProbeSettings) -> dict[str, Any]:

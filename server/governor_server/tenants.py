@@ -7,7 +7,7 @@ belongs to a conversation, so that what one tenant says can name nothing of anot
 
 from __future__ import annotations
 
-from hashlib import sha256
+from governor.calls import digest
 
 MAX_NAME_LENGTH = 256
 """Of a conversation's name, in characters; a longer one is kept as its digest, as it is kept in every
@@ -42,5 +42,5 @@ def tenant_of(name: str) -> str:
 def conversation_name(tenant: str, given: str) -> str:
     """The name inside of a conversation that a client calls `given`."""
     if len(given) > MAX_NAME_LENGTH:
-        given = sha256(given.encode("utf-8", "surrogatepass")).hexdigest()
+        given = digest(given)
     return qualified(tenant, given)
