@@ -99,23 +99,27 @@ class Engine:
     answers: Answers
     step_s: float
     _batch: set[Connection] = field(default_factory=set)
+    _next: asyncio.TimerHandle | None = None
 
     def answer(self, body: Mapping[str, Any]) -> Prepared | None:
         return self.answers.get((Kind.of(body), *asked(body)))
 
     def join(self, stream: Connection) -> None:
         """`stream` has more events to write."""
-        if not self._batch:
-            self._after(asyncio.get_running_loop().time())
         self._batch.add(stream)
+        # One may be due although nobody waits for it: the last stream's client left.
+        if self._next is None:
+            self._after(asyncio.get_running_loop().time())
 
     def leave(self, stream: Connection) -> None:
         self._batch.discard(stream)
 
     def _after(self, last: float) -> None:
-        asyncio.get_running_loop().call_at(last + self.step_s, self._step, last + self.step_s)
+        due = last + self.step_s
+        self._next = asyncio.get_running_loop().call_at(due, self._step, due)
 
     def _step(self, due: float) -> None:
+        self._next = None
         self._batch = {stream for stream in self._batch if stream.write_event()}
         if self._batch:
             self._after(due)

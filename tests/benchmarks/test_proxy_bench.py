@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import math
 import sys
@@ -16,6 +17,7 @@ from benchmarks.proxy.cells import Cell, quantile
 from benchmarks.proxy.recordings import CALL, RESPONSE, WORKLOADS, without_logprobs
 from benchmarks.proxy.report import BEGIN, END, tables, write_readme
 from benchmarks.proxy.summary import Memory, Results, Spread
+from benchmarks.proxy.upstream import Connection, Engine
 
 pytestmark = pytest.mark.timeout(240)
 """Half a minute; a busy machine starts the programs slowly."""
@@ -105,6 +107,25 @@ def test_the_spread_is_over_the_rounds() -> None:
 
 def test_growth_is_that_of_the_second_half() -> None:
     assert Memory([1, 2, 3, 4], [50, 70, 71, 72]).growth_mb == 1
+
+
+async def test_a_stream_that_takes_the_place_of_one_that_left_keeps_the_pace(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Its first step is the one that was due already: with one more it would get two events a step."""
+    due: list[float] = []
+
+    def call_at(when: float, *_: object) -> object:
+        due.append(when)
+        return object()
+
+    monkeypatch.setattr(asyncio.get_running_loop(), "call_at", call_at)
+    engine = Engine({}, 60.0)
+    left, stays = Connection(engine), Connection(engine)
+    engine.join(left)
+    engine.leave(left)
+    engine.join(stays)
+    assert len(due) == 1
 
 
 def test_a_proxy_that_does_not_start_is_told_in_a_line(
