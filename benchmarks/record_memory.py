@@ -18,7 +18,9 @@ from typing import Final
 
 import orjson
 
+from benchmarks.proxy.arms import VOCABULARY
 from benchmarks.proxy.cells import marks_from
+from benchmarks.proxy.processes import rss_bytes
 from benchmarks.proxy.recordings import CALL, DONE, READ_ONLY, events, marked
 from governor.calls import ToolCatalog
 from governor.decision import Mode
@@ -30,7 +32,7 @@ from governor_server import answers, sse
 from governor_server.store import RecordStore
 
 GOVERNANCE: Final = Governance(
-    vocab_size=151_936,
+    vocab_size=VOCABULARY,
     mode=Mode.OBSERVE,
     policy=ThresholdPolicy(),
     catalog=ToolCatalog(read_only=tuple(READ_ONLY)),
@@ -56,12 +58,6 @@ def made(mark: bytes, created: float) -> CallRecord:
     return replace(record, probe_after=record.probe_before, entropy_after=0.0, returned=created)
 
 
-def resident() -> int:
-    """Bytes of this process in memory."""
-    with open("/proc/self/statm", encoding="ascii") as figures:
-        return int(figures.read().split()[1]) * os.sysconf("SC_PAGESIZE")
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -74,12 +70,12 @@ def main() -> None:
     for _ in range(WARM):
         store.put(made(next(marks), now))
     gc.collect()
-    before = resident()
+    before = rss_bytes(os.getpid())
     for _ in range(records):
         store.put(made(next(marks), now))
     gc.collect()
     print(
-        f"{(resident() - before) / records / 1e3:.1f} KB a record, over {records} of them "
+        f"{(rss_bytes(os.getpid()) - before) / records / 1e3:.1f} KB a record, over {records} of them "
         f"({platform.machine()}, Python {platform.python_version()})"
     )
 

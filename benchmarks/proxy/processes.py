@@ -40,7 +40,7 @@ class Running:
 
     def rss_bytes(self) -> int:
         """Resident memory of the tree; shared pages count in each process."""
-        return sum(_rss_bytes(pid) for pid in tree(self.process.pid))
+        return sum(rss_bytes(pid) for pid in tree(self.process.pid))
 
     def get(self, path: str) -> bytes:
         """The body of a GET."""
@@ -65,7 +65,8 @@ def _cpu_s(pid: int) -> float:
     return 0.0
 
 
-def _rss_bytes(pid: int) -> int:
+def rss_bytes(pid: int) -> int:
+    """Resident memory of one process; 0 of one that has ended."""
     with contextlib.suppress(OSError, IndexError):
         return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGESIZE")
     return 0
