@@ -138,7 +138,7 @@ class Turn:
 
     def _measure(self, logprobs: Json | Unread) -> None:
         try:
-            self._tokens += tokens_from_logprobs(_content(logprobs), self._vocab_size)
+            self._tokens += tokens_from_logprobs(_entries(logprobs), self._vocab_size)
         except LogprobsMalformed:
             self._malformed_logprobs = True
 
@@ -237,7 +237,7 @@ class Turn:
         )
 
 
-def _content(logprobs: Json | Unread) -> Sequence[Json]:
+def _entries(logprobs: Json | Unread) -> Sequence[Json]:
     """The logprobs of the tokens. Raises `LogprobsMalformed`."""
     try:
         found = logprobs.parse(logprobs.raw) if isinstance(logprobs, Unread) else logprobs

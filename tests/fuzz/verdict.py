@@ -47,7 +47,7 @@ def wrong(case: Case, seen: Seen, received: Sequence[Received], given: Sequence[
     if any(not is_probe(request) for i, request in enumerate(received) if i not in asked):
         acted = True
     broken = accident(last)
-    sent = b"".join(piece for piece in until_accident(last) if isinstance(piece, bytes))
+    sent = sent_of(last)
     # A machine that is busy with others may be too slow for its own timeouts.
     if seen.status == 504 or (seen.status == 502 and broken):
         return "" if is_error(seen.body) else "an error of the proxy in no good form"
@@ -90,7 +90,7 @@ def accident(answer: Answer) -> bool:
 
 def said_all(answer: Answer) -> bool:
     """Whether upstream broke off when a client could know that nothing was to come."""
-    sent = b"".join(piece for piece in until_accident(answer) if isinstance(piece, bytes))
+    sent = sent_of(answer)
     if answer.length and len(sent) == sum(len(piece) for piece in answer.pieces if isinstance(piece, bytes)):
         return True
     events, _ = split(sent)
@@ -108,10 +108,11 @@ def ends(event: bytes) -> bool:
         return False
 
 
-def until_accident(answer: Answer) -> Sequence[object]:
-    """What comes before it."""
+def sent_of(answer: Answer) -> bytes:
+    """What comes before the accident; all of an answer without one."""
     ends = [i for i, piece in enumerate(answer.pieces) if isinstance(piece, Accident)]
-    return answer.pieces[: ends[0]] if ends else answer.pieces
+    pieces = answer.pieces[: ends[0]] if ends else answer.pieces
+    return b"".join(piece for piece in pieces if isinstance(piece, bytes))
 
 
 def governed(case: Case) -> ClientView | None:
