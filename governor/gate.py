@@ -95,7 +95,7 @@ class CallFacts:
             schema=record.schema,
             model=record.model,
             read_only=record.effect == ToolEffect.READ_ONLY,
-            step=record.step,
+            step=record.evidence_step,
             answered=_answered(record.probe_before),
             signals=record.signals,
         )

@@ -20,7 +20,7 @@ from math import atan, ceil, cos, exp, lgamma, pi, sqrt
 from statistics import NormalDist, fmean, variance
 from typing import Any
 
-from governor.decision import Action
+from governor.conversations import turn
 from governor.experiment import Arm
 from governor.records import CallRecord
 
@@ -52,8 +52,8 @@ class Conversation:
         if not records:
             raise ValueError("a conversation without a call is in no arm")
         # All records of one turn carry the tokens of the whole turn.
-        turns = {record.step: sum(record.usage.values()) for record in records}
-        passed = sum(record.decision["action"] == Action.PASS for record in records)
+        turns = {turn(record): sum(record.usage.values()) for record in records}
+        passed = sum(record.passed for record in records)
         return cls(records[0].arm, score, passed, sum(turns.values()))
 
 

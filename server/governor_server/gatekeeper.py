@@ -167,7 +167,7 @@ class Gatekeeper:
         records = self._records_by_tenant()
         standings = dict(self.standings)
         for (tenant, model), standing in self.standings.items():
-            own = [record for record in records.get(tenant, ()) if record.model == model]
+            own = records.get(tenant, ())
             if standing.gate is not None and standing.enforces and (reason := lapse(standing.gate, own)):
                 fallen = replace(standing, lapsed=reason, since=self.clock(), conversations=0)
                 standings[tenant, model] = fallen

@@ -26,7 +26,6 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 import orjson
 
 from governor.conversation import AnsweredCall
-from governor.hindsight import passed
 from governor.records import CallRecord
 from governor_server.tenants import tenant_of
 
@@ -249,7 +248,7 @@ class RecordStore:
         self._records[key] = record
         self._conversations.setdefault(record.conversation, {})[record.call_id] = None
         # No client has a withheld call in its history.
-        if passed(record):
+        if record.passed:
             self._signs.setdefault(_sign(record), {})[record.conversation] = None
         while len(self._records) > self._max_records:
             self._remove(next(iter(self._records)))
@@ -258,7 +257,7 @@ class RecordStore:
         record = self._records.pop(key, None)
         if record is not None:
             _take_out(self._conversations, record.conversation, record.call_id)
-            if passed(record):
+            if record.passed:
                 _take_out(self._signs, _sign(record), record.conversation)
 
     def _expired(self, record: CallRecord) -> bool:

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from governor.hindsight import conversations
+from governor.conversations import conversations
 from governor.outcomes import Conversation, effect
 from governor.overview import OTHERS, REDUCTIONS, Course, Overview, Sums, Tally, step_of
 from governor.prices import Prices
@@ -103,7 +103,7 @@ def test_its_comparison_is_that_of_the_outcomes() -> None:
     overview = Overview()
     overview.update(records)
     overview.score(scores)
-    talks = conversations(records)
+    talks = conversations(records).values()
     expected = effect(Conversation.of(talk, scores.get(talk[0].conversation)) for talk in talks)
     assert expected.score is not None and expected.calls is not None
     assert close(overview.effect().as_dict(), expected.as_dict())
