@@ -7,8 +7,10 @@ conversations through this module.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from math import inf, nextafter
 
+from governor.conversation import AnsweredCall
 from governor.experiment import Arm
 from governor.records import CallRecord, Key, merge
 
@@ -62,6 +64,60 @@ def observed(calls: Iterable[CallRecord]) -> bool:
     """Whether the conversation was only observed: nothing was governed, so that no policy had a say in which
     of its calls have labels."""
     return all(call.arm != Arm.GOVERNED and call.passed for call in calls)
+
+
+def after(now: float, known: Iterable[CallRecord]) -> float:
+    """The time of a request that has the `known` calls in its history: `now`, unless a clock says that it
+    came before one of them."""
+    latest = max((call.created for call in known), default=-inf)
+    return now if now > latest else nextafter(latest, inf)
+
+
+def recognised(history: Sequence[AnsweredCall], calls: Calls) -> dict[str, CallRecord]:
+    """Which of a conversation's recorded `calls` those of a client's history are, by `AnsweredCall.key` and
+    in their order.
+
+    Clients leave calls out of their histories, but do not change their order. So from the end each call is
+    the latest recorded one that it may be and that comes before those found already. What was made for
+    another question counts only where a call of the same question left room for it: clients that summarise
+    put a text of theirs in place of the question.
+    """
+    reached_agent = [call for call in calls if call.passed]
+    found: dict[int, int] = {}
+    for alike in (_same_call, _same_but_for_question):
+        if len(found) < min(len(history), len(reached_agent)):
+            _recognise(history, reached_agent, alike, found)
+    return {history[number].key: reached_agent[found[number]] for number in sorted(found)}
+
+
+def _recognise(
+    history: Sequence[AnsweredCall],
+    calls: Calls,
+    alike: Callable[[AnsweredCall, CallRecord], bool],
+    found: dict[int, int],
+) -> None:
+    """Adds to `found`, by the places in the history, the places of those `calls` that are `alike`."""
+    least = [-1]
+    for number in range(len(history)):
+        least.append(found.get(number, least[-1]))
+    limit = len(calls)
+    for number in reversed(range(len(history))):
+        if number not in found:
+            places = reversed(range(least[number] + 1, limit))
+            match = next((place for place in places if alike(history[number], calls[place])), None)
+            if match is None:
+                continue
+            found[number] = match
+        limit = found[number]
+
+
+def _same_call(call: AnsweredCall, record: CallRecord) -> bool:
+    return record.origin in (call.origin, "") and _same_but_for_question(call, record)
+
+
+def _same_but_for_question(call: AnsweredCall, record: CallRecord) -> bool:
+    """Where upstream gives no id, clients make one up."""
+    return record.call_id in (call.call.id, "") and record.is_of(call.signature)
 
 
 def noticed_before(call: CallRecord, calls: Calls) -> list[CallRecord]:

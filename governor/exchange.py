@@ -25,6 +25,8 @@ from enum import Enum, StrEnum
 from typing import Any
 
 from governor.admission import Admission, Messages
+from governor.conversation import AnsweredCall, answered_calls
+from governor.conversations import after
 from governor.decision import Action, Decision, Mode, Reason
 from governor.delivery import Delivery
 from governor.errors import ProbeFailed, TurnMalformed
@@ -34,13 +36,13 @@ from governor.generation import Generation, Purpose
 from governor.governance import Governance
 from governor.hold import Hold
 from governor.judge import Judge, NoProbe, Proposal
-from governor.ledger import Ledger
+from governor.ledger import Known, Ledger
 from governor.notices import notice_for
 from governor.policies import NeedProbe
 from governor.probe import ProbeAnswer, probe_answer, probe_request, without_calls
 from governor.pruning import Pruning
 from governor.records import CallRecord
-from governor.request import ClientView, Json, result_ids
+from governor.request import ClientView, Json
 from governor.transcript import Transcript
 from governor.turn import Turn
 
@@ -87,10 +89,11 @@ class _Phase(Enum):
 class Exchange:
     """The state of one governed request.
 
-    `body` is the client's parsed request, one that `request.untouched` has nothing against. `records` are
-    those of the calls in its history that were found, by call id. `now` is the time of the request in
-    seconds, for the records. `probe_when_observing` False: nothing is asked upstream that the client did not
-    ask for, where nothing is governed.
+    `body` is the client's parsed request, one that `request.untouched` has nothing against. `history` is
+    `answered_calls` of its messages, where the caller has it already; `records` are those of its calls that
+    were found, by `AnsweredCall.key`. `now` is the time of the request in seconds, for the records.
+    `probe_when_observing` False: nothing is asked upstream that the client did not ask for, where nothing is
+    governed.
     """
 
     def __init__(
@@ -99,29 +102,37 @@ class Exchange:
         governance: Governance,
         *,
         records: Mapping[str, CallRecord] | None = None,
+        history: Sequence[AnsweredCall] | None = None,
         conversation: str = "",
         now: float = 0.0,
         explain: Explain = Explain.NO,
         probe_when_observing: bool = True,
     ) -> None:
-        known = [known for id in result_ids(body) if (known := (records or {}).get(id))]
+        self.history = answered_calls(body["messages"]) if history is None else history
         self._body = body
         self._governance = governance
         self.conversation = conversation
         self._explain = explain
         self._view = ClientView.of(body, governance.top_logprobs)
-        self._judge = Judge(governance, body, known)
+        known = self._recorded(records or {})
+        self._judge = Judge(governance, body, [each.record for each in known])
         enforcing = governance.mode is Mode.ENFORCE
         self.arm = governance.experiment.arm(conversation, enforcing=enforcing)
         # A client that records token ids wants the sequence that was generated, not a message of several.
         self._acts = self.arm is Arm.GOVERNED and not body.get("return_token_ids")
         self._phase = _Phase.DECISION
         self._answered: ProbeAnswer | None = None
-        self._now = now
+        self._now = after(now, self._judge.known)
         self._probe_failures: list[str] = []
         self._generations = [self._generation(Purpose.REQUEST, ())]
         self._ledger = Ledger(
-            body, known, self._judge, self._generations, conversation=conversation, arm=self.arm, now=now
+            body,
+            known,
+            self._judge,
+            self._generations,
+            conversation=conversation,
+            arm=self.arm,
+            now=self._now,
         )
         self._admission = Admission(body, governance, self._judge, self._ledger)
         self._labels = governance.experiment.labelled(conversation, self._ledger.step, self.arm)
@@ -214,13 +225,28 @@ class Exchange:
         return self._generations[0].measures.segment_entropy
 
     def records(self) -> tuple[CallRecord, ...]:
-        """The records to store: those of the calls decided on, and those whose result came with this
-        request or was pruned in it."""
+        """The records to store: those of the calls generated, and those whose result came with this request
+        or was pruned in it. Each says what this exchange knows, and is to be merged with what is stored."""
         return (*self.new_records(), *self.completed_records(), *self._ledger.stubbed(self.pruning))
 
     def new_records(self) -> tuple[CallRecord, ...]:
-        """A record for each call decided on."""
+        """A record for each call generated: to be stored before the client has the message, and again once
+        it is reviewed."""
         return self._ledger.new()
+
+    def returned_records(self) -> tuple[CallRecord, ...]:
+        """The known records of the calls whose results came with this request, with what these say: to be
+        stored at once, since from now on no other request brings them."""
+        return self._ledger.returned()
+
+    def recall(self, records: Mapping[str, CallRecord]) -> None:
+        """Takes in what has been stored since the exchange began: what is judged or labelled after the
+        delivery is so by all that is known then."""
+        self._ledger.known = self._recorded(records)
+        self._judge.known = [known.record for known in self._ledger.known]
+
+    def _recorded(self, records: Mapping[str, CallRecord]) -> list[Known]:
+        return [Known(call, record) for call in self.history if (record := records.get(call.key))]
 
     def completed_records(self) -> tuple[CallRecord, ...]:
         """The known records of the calls whose results came with this request, with what they led to."""
@@ -350,8 +376,8 @@ class Exchange:
     def _wants_label(self, first: Generation) -> bool:
         if first.probe is not NoProbe.NOT_ASKED or not self._may_probe:
             return False
-        unlabelled = self._ledger.unlabelled()
-        if not self._labels and not any(record.explored for record in unlabelled):
+        unlabelled = self._ledger.maybe_unlabelled()
+        if not self._labels and not any(known.record.explored for known in unlabelled):
             return False
         passed = any(
             decision.action is Action.PASS and self._judge.governs(decision.call.name)
@@ -365,7 +391,7 @@ class Exchange:
     def _decide(self) -> Step:
         generation = self._generations[-1]
         if not self._may_probe and generation.probe is NoProbe.NOT_ASKED:
-            generation.probe = NoProbe.FAILED
+            generation.probe = NoProbe.NOT_ALLOWED
         judged = self._judged(generation)
         if isinstance(judged, NeedProbe):
             return Ask(Purpose.PROBE, probe_request(self._sent(generation.added), self._governance.probe))
