@@ -19,7 +19,7 @@ the same message and the same decisions for the same generation.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum, StrEnum
 from typing import Any
@@ -114,7 +114,7 @@ class Exchange:
         self.conversation = conversation
         self._explain = explain
         self._view = ClientView.of(body, governance.top_logprobs)
-        known = self._recorded(records or {})
+        known = [Known(call, record) for call in self.history if (record := (records or {}).get(call.key))]
         self._judge = Judge(governance, body, [each.record for each in known])
         enforcing = governance.mode is Mode.ENFORCE
         self.arm = governance.experiment.arm(conversation, enforcing=enforcing)
@@ -239,14 +239,11 @@ class Exchange:
         stored at once, since from now on no other request brings them."""
         return self._ledger.returned()
 
-    def recall(self, records: Mapping[str, CallRecord]) -> None:
+    def recall(self, latest: Callable[[CallRecord], CallRecord]) -> None:
         """Takes in what has been stored since the exchange began: what is judged or labelled after the
-        delivery is so by all that is known then."""
-        self._ledger.known = self._recorded(records)
+        delivery is so by all that is known then. `latest` gives what is known of a record's call by now."""
+        self._ledger.known = [Known(known.call, latest(known.record)) for known in self._ledger.known]
         self._judge.known = [known.record for known in self._ledger.known]
-
-    def _recorded(self, records: Mapping[str, CallRecord]) -> list[Known]:
-        return [Known(call, record) for call in self.history if (record := records.get(call.key))]
 
     def completed_records(self) -> tuple[CallRecord, ...]:
         """The known records of the calls whose results came with this request, with what they led to."""

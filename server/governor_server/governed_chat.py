@@ -372,19 +372,12 @@ class GovernedChat:
 
     def _begin_review(self) -> Step:
         with self._proxy.fail_open("review"):
-            self._recall()
+            self._exchange.recall(self._proxy.records.latest)
             if not self._later:
                 # The client left before the end of its message was told.
                 self._exchange.finish()
             return self._exchange.review()
         return Deliver()
-
-    def _recall(self) -> None:
-        """What has become known of the calls in the history since the request came."""
-        exchange = self._exchange
-        if exchange.history:
-            known = self._proxy.records.find(self._caller.tenant, exchange.history, exchange.conversation)
-            exchange.recall(known)
 
     def _review_later(self, begun: Ask | None) -> None:
         if not self._proxy.review(self._exchange.conversation, lambda: self._review(begun)):

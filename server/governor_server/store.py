@@ -27,7 +27,7 @@ import orjson
 
 from governor.calls import digest
 from governor.conversation import AnsweredCall
-from governor.conversations import in_order, place, recognised
+from governor.conversations import in_order, recognised
 from governor.records import CallRecord, Key, merge
 from governor_server.tenants import tenant_of
 
@@ -147,9 +147,7 @@ class RecordStore:
                 self._merge(record)
             self._file.start()
         if shared is not None:
-            self._log = shared.log(
-                table, self._take, max_rows=max_records, ttl_s=ttl_s, current=self._current
-            )
+            self._log = shared.log(table, self._take, max_rows=max_records, ttl_s=ttl_s, current=self.latest)
             self._log.start()
 
     def __repr__(self) -> str:
@@ -180,6 +178,11 @@ class RecordStore:
             if behind is not None:
                 behind.write(merged)
 
+    def latest(self, record: CallRecord) -> CallRecord:
+        """What is known by now of a record's call; the record itself where that is forgotten."""
+        with self._lock:
+            return self._records.get(record.key, record)
+
     async def shared(self) -> None:
         """Returns when what was put before is where other processes find it: a client whose tool is quick may
         come to another one next. At once where there is no other or Redis is down, and after a few
@@ -197,6 +200,12 @@ class RecordStore:
         known = self.find(tenant, calls, conversation)
         # An equal call of another conversation may be here, and has its result.
         if any(key not in known or known[key].returned is not None for key in fresh):
+            await self.caught_up()
+
+    async def caught_up(self) -> None:
+        """Returns when what other processes have put before is here; at once where there is no other, and
+        after a few hundredths of a second in any case."""
+        if self._log is not None:
             await self._log.catch_up()
 
     def of_conversation(self, conversation: str) -> tuple[CallRecord, ...]:
@@ -224,11 +233,6 @@ class RecordStore:
             if not self._expired(record):
                 self._merge(record)
 
-    def _current(self, record: CallRecord) -> CallRecord:
-        """What is known by now of a record's call."""
-        with self._lock:
-            return self._records.get(record.key, record)
-
     # Whose history it is
 
     def _conversation(self, tenant: str, calls: Sequence[AnsweredCall]) -> str:
@@ -255,18 +259,16 @@ class RecordStore:
         return list(dict.fromkeys(key[0] for key in keys if not self._expired(self._records[key])))
 
     def _fit(self, history: Sequence[AnsweredCall], conversation: str) -> tuple[float, ...]:
-        """How well a conversation fits a history, the best the greatest: by how many of its calls are in it,
-        how many results are others, how far it went on, whether it waits for what has just come, and when it
-        was last heard of."""
+        """How well a conversation fits a history, the best the greatest: by how many calls are in both, how
+        many results differ, how many calls are not in the history, whether it waits for what has just come,
+        and when it was last heard of."""
         calls = self._calls(conversation)
         found = recognised(history, calls)
         results = [(call, found[call.key]) for call in history if call.key in found]
-        last = max(place(record) for record in found.values()) if found else None
-        beyond = sum(record.passed and (last is None or place(record) > last) for record in calls)
         return (
             len(found),
             -sum(bool(record.result) and record.result != call.result for call, record in results),
-            -beyond,
+            len(found) - sum(record.passed for record in calls),
             sum(record.returned is None for call, record in results if call.fresh),
             max(record.returned or record.created for record in calls),
         )

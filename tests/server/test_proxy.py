@@ -60,6 +60,9 @@ class DeadStore:
     def put(self, record: CallRecord) -> None:
         raise OSError("no disk")
 
+    def latest(self, record: CallRecord) -> CallRecord:
+        raise OSError("no disk")
+
     async def shared(self) -> None:
         raise OSError("no disk")
 
