@@ -21,6 +21,7 @@ from contextlib import AsyncExitStack, ExitStack
 from dataclasses import dataclass, replace
 from functools import reduce
 from itertools import product
+from tempfile import gettempdir
 from typing import Any
 from uuid import uuid4
 
@@ -33,10 +34,12 @@ DELAYS_S = (0.0, 0.02, 0.05, 0.1, 0.5)
 """What a tool takes."""
 LABELLED = 0.99
 """Least share of calls whose label is complete."""
+NO_GATES: Mapping[str, Any] = {"renew_s": 86_400, "path": f"{gettempdir()}/no-gates-{uuid4().hex}.json"}
+"""None are found, and none are made."""
 MODES: Mapping[str, tuple[str, Mapping[str, Mapping[str, Any]]]] = {
     "observe": ("observe", {}),
     "holdout": ("enforce", {"experiment": {"holdout": 1}}),
-    "uncertified": ("enforce", {"governance": {"policy": "calibrated"}}),
+    "uncertified": ("enforce", {"governance": {"policy": "calibrated"}, "calibration": NO_GATES}),
 }
 """The mode, and the settings besides."""
 QUESTION = "Question {}: which country is it?"
