@@ -3,11 +3,11 @@
     python -m benchmarks.effect --deployments 200
 
 In each deployment agents ask an enforcing proxy with a holdout, over real sockets. They count their own
-calls, tokens and seconds. A scripted upstream plays a model that goes on calling when it knows the answer: how often
-it would call, and from which call on it is sure, is drawn for each conversation, and so are the lengths of
-its prompts and the time that a tool takes. At the end `/governor/effect` is asked, and its estimates and
-intervals are compared with the truth: the mean difference between the arms by what all clients of all
-deployments counted.
+calls, tokens and seconds. A scripted upstream plays a model that goes on calling when it knows the answer:
+how often it would call, and from which call on it is sure, is drawn for each conversation, and so are the
+lengths of its prompts and the time that a tool takes. At the end `/governor/effect` is asked, and its
+estimates and intervals are compared with the truth: the mean difference between the arms by what all clients
+of all deployments counted.
 """
 
 from __future__ import annotations
@@ -155,7 +155,8 @@ def read_whole(answered: bytes) -> tuple[dict[str, Any], Mapping[str, int]]:
 def read_stream(answered: bytes) -> tuple[dict[str, Any], Mapping[str, int]]:
     """The same of a stream."""
     calls: dict[int, dict[str, Any]] = {}
-    content, usage = "", {}
+    content = ""
+    usage: Mapping[str, int] = {}
     for line in answered.split(b"\n"):
         if not line.startswith(b"data: {"):
             continue
@@ -226,7 +227,7 @@ def difference(by_arm: Mapping[str, Sequence[Counted]], measure: str) -> float:
 
 def summary(found: Sequence[Deployment]) -> Iterator[dict[str, Any]]:
     """By measure: the truth, the bias of the estimates, and how often the intervals cover the truth."""
-    pooled = {
+    pooled: dict[str, list[Counted]] = {
         arm: [each for deployed in found for each in deployed.counted[arm]]
         for arm in (Arm.GOVERNED, Arm.HOLDOUT)
     }
