@@ -72,9 +72,11 @@ class GovernedChat:
         self._measured = 0
         self._given_up = False
         self._later = False
+        self._took_s = 0.0
+        self._ended = 0.0
         self._spoke = False
         self._kept = False
-        self._ended = False
+        self._done = False
         self._request = current.get()
         self._trace = self._request.trace if self._request is not None else None
 
@@ -122,7 +124,7 @@ class GovernedChat:
             finally:
                 # A client may be gone as soon as it has its message; what came of it is to be known still.
                 if self._kept:
-                    self._review_once()
+                    self._delivered()
 
     # A whole response
 
@@ -339,8 +341,15 @@ class GovernedChat:
             self._trace.generated(self._exchange)
 
     def _delivered(self) -> None:
-        self._proxy.metrics.overhead_seconds.observe(perf_counter() - self._start - self._waited_s)
-        self._review_once()
+        if self._done:
+            return
+        self._done = True
+        self._took_s = perf_counter() - self._start
+        self._ended = self._proxy.clock()
+        self._proxy.metrics.overhead_seconds.observe(self._took_s - self._waited_s)
+        if not self._given_up:
+            self._record_turn()
+            self._begin_after()
 
     async def _keep(self) -> None:
         """Put the records of the message's calls before the client has them: a quick one is back before
@@ -354,13 +363,17 @@ class GovernedChat:
                     self._proxy.records.put(record)
                 await self._proxy.records.shared()
 
-    def _review_once(self) -> None:
+    def _record_turn(self) -> None:
+        """What the message took. It is recorded once more when what is asked after it is known, too."""
+        with self._proxy.fail_open("record"):
+            turn = self._exchange.turn_record(ended=self._ended, seconds=self._took_s)
+            if turn is not None and self._proxy.turns is not None:
+                self._proxy.turns.put(turn)
+
+    def _begin_after(self) -> None:
         """Judge what was only observed, and label what came of earlier calls, now that the client has its
         message. Where that asks nothing upstream, and nothing runs for an earlier message, it is done at
         once."""
-        if self._ended or self._given_up:
-            return
-        self._ended = True
         if not self._exchange.complete:
             self._record()
         elif self._proxy.is_reviewing(self._exchange.conversation):
@@ -390,6 +403,7 @@ class GovernedChat:
                 while isinstance(step, Ask):
                     step = await self._step(step)
             self._record()
+            self._record_turn()
             if self._request is not None and self._request.decisions:
                 told = fields(decisions=self._request.decisions, proposed=self._request.proposed)
                 log.info("reviewed: %s", self._request.told(), extra=told)

@@ -163,10 +163,9 @@ async def test_the_order_of_requests_is_that_of_their_histories() -> None:
         scripted(*answers) as upstream,
         proxied(upstream, governance={"policy": "observe"}) as proxy,
     ):
-        times = iter([5.0, 3.0])
-        proxy.app.proxy.clock = lambda: next(times)
-        proxy.app.store._clock = lambda: 5.0
+        proxy.app.store._clock = proxy.app.proxy.clock = lambda: 5.0
         _, headers, _ = await proxy.chat(chat(QUESTION))
+        proxy.app.proxy.clock = lambda: 3.0
         await proxy.chat(chat(QUESTION, *made(call)))
         records = records_of(proxy, headers["x-governor-conversation"])
     assert [record.decision["arguments"] for record in records] == ['{"of": "a"}', '{"of": "b"}']
