@@ -207,6 +207,19 @@ def origin(asked: str, signature: str) -> str:
     return digest(f"{asked}\n{signature}")[:32]
 
 
+def reply_origin(asked: str, text: str) -> str:
+    """A digest of a reply without calls, and of the user's message that it answers."""
+    return origin(asked, f"reply {' '.join(text.split())}")
+
+
+def reply_origins(messages: Sequence[Any]) -> Iterator[str]:
+    """Those of the history's replies without calls, newest first."""
+    for place in range(len(messages) - 1, -1, -1):
+        message = messages[place]
+        if _role(message) == "assistant" and not _calls(message):
+            yield reply_origin(last_question(messages[:place]), _words(message.get("content")))
+
+
 def _words(content: object) -> str:
     """The text of a message's content without the parts that are none: pictures are long, and clients take
     old ones out."""

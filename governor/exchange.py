@@ -37,6 +37,7 @@ from governor.governance import Governance
 from governor.hold import Hold
 from governor.judge import Judge, NoProbe, Proposal
 from governor.ledger import Known, Ledger
+from governor.message import joined
 from governor.notices import notice_for
 from governor.policies import NeedProbe
 from governor.probe import ProbeAnswer, probe_answer, probe_request, without_calls
@@ -92,7 +93,8 @@ class Exchange:
 
     `body` is the client's parsed request, one that `request.untouched` has nothing against. `history` is
     `answered_calls` of its messages, where the caller has it already; `records` are those of its calls that
-    were found, by `AnsweredCall.key`. `now` is the time of the request in seconds, for the records.
+    were found, by `AnsweredCall.key`. `now` is the time of the request in seconds, for the records, and
+    `began` that of the first call on record in this conversation, None where there is none.
     `probe_when_observing` False: nothing is asked upstream that the client did not ask for, where nothing is
     governed.
     """
@@ -105,6 +107,7 @@ class Exchange:
         records: Mapping[str, CallRecord] | None = None,
         history: Sequence[AnsweredCall] | None = None,
         conversation: str = "",
+        began: float | None = None,
         now: float = 0.0,
         explain: Explain = Explain.NO,
         probe_when_observing: bool = True,
@@ -134,6 +137,7 @@ class Exchange:
             conversation=conversation,
             arm=self.arm,
             now=self._now,
+            began=began,
         )
         self._admission = Admission(body, governance, self._judge, self._ledger)
         self._labels = governance.experiment.labelled(conversation, self._ledger.step, self.arm)
@@ -233,7 +237,16 @@ class Exchange:
     def new_records(self) -> tuple[CallRecord, ...]:
         """A record for each call generated: to be stored before the client has the message, and again once
         it is reviewed."""
-        return self._ledger.new()
+        withheld = any(generation.withheld for generation in self._generations)
+        return self._ledger.new(self._said() if withheld else "")
+
+    def _said(self) -> str:
+        """The client's message where no call is in it, "" where one is."""
+        last = self._generations[-1]
+        if self._answered is None and len(last.turn.calls) > len(last.withheld):
+            return ""
+        spoken = [generation.turn.content for generation in self._generations]
+        return joined([*spoken, self._answered.text if self._answered else ""], skip_blank=True)
 
     def returned_records(self) -> tuple[CallRecord, ...]:
         """The known records of the calls whose results came with this request, with what these say: to be

@@ -9,7 +9,7 @@ from functools import cached_property
 from typing import Final
 
 from governor.calls import ToolEffect
-from governor.conversation import AnsweredCall, last_question, origin, step
+from governor.conversation import AnsweredCall, last_question, origin, reply_origin, step
 from governor.decision import Action, Decision, Reason
 from governor.experiment import Arm
 from governor.generation import Generation, Purpose
@@ -69,7 +69,7 @@ _WITHOUT_PROBE: Final = frozenset({Reason.PROBE_FAILED, Reason.NO_LOGPROBS, Reas
 
 class Ledger:
     """`known` are the calls in the history of `body` that records were found of, oldest first; `generations`
-    is what the exchange adds to; `now` is in seconds."""
+    is what the exchange adds to; `now` and `began` are in seconds."""
 
     def __init__(
         self,
@@ -81,7 +81,9 @@ class Ledger:
         conversation: str,
         arm: Arm,
         now: float,
+        began: float | None,
     ) -> None:
+        self._began = began
         self._body, self.known, self._judge, self._generations = body, known, judge, generations
         self._conversation, self._arm, self._now = conversation, arm, now
         self.step = step(body["messages"])
@@ -96,11 +98,12 @@ class Ledger:
         """The keys of the known calls whose results came with this request."""
         return frozenset(known.key for known in self.known if known.call.fresh)
 
-    def new(self) -> tuple[CallRecord, ...]:
+    def new(self, said: str) -> tuple[CallRecord, ...]:
         """A record for each call that was generated: with its decision, or, where the client has it before
-        it is judged, without."""
+        it is judged, without. `said` is the client's message where no call is in it."""
+        reply = reply_origin(self._asked, said) if said else ""
         return tuple(
-            record
+            replace(record, reply="" if record.passed else reply)
             for number, generation in enumerate(self._generations)
             for record in (self._judged if generation.decisions else self._delivered)(number, generation)
         )
@@ -180,7 +183,9 @@ class Ledger:
         that proposed no call so far."""
         last = self._generations[-1]
         proposed = sum(len(generation.turn.calls) for generation in self._generations)
-        if not proposed and not self.known:
+        began = [known.record.created for known in self.known]
+        began += [] if self._began is None else [self._began]
+        if not proposed and not began:
             return None
         delivered = (call.name for call in last.turn.calls if call.index not in last.withheld)
         own = self.costs.tokens.values()
@@ -188,7 +193,7 @@ class Ledger:
             conversation=self._conversation,
             arm=self._arm.value,
             created=self._now,
-            begun=min([known.record.created for known in self.known], default=self._now),
+            begun=min(began, default=self._now),
             ended=ended,
             seconds=seconds,
             proposed=proposed,

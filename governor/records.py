@@ -34,6 +34,9 @@ class CallRecord:
     generated for one request: a call that was withheld by a notice is of an earlier generation than the calls
     that came after the notice.
 
+    `reply` is `governor.conversation.reply_origin` of the message that the client got without this call, ""
+    where it passed or others did: no history has a withheld call, and that message leads back to it.
+
     `outcome`, `entropy_after`, `probe_after`, `returned` (when the request with the result came, by the same
     clock) and `result` (a digest of it) are filled in by the next turn, once the call's result is in the
     context; `stub` says why a stub stands in its place, "" where none does.
@@ -65,6 +68,7 @@ class CallRecord:
     origin: str = ""
     generation: int = 0
     result: str = ""
+    reply: str = ""
 
     @property
     def key(self) -> Key:
@@ -179,6 +183,7 @@ def merge(one: CallRecord, other: CallRecord) -> CallRecord:
         outcome=max(one.outcome, other.outcome),
         result=max(one.result, other.result),
         stub=max(one.stub, other.stub),
+        reply=max(one.reply, other.reply),
     )
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import traceback
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from time import perf_counter
@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import orjson
 
-from governor.conversation import AnsweredCall, answered_calls
+from governor.conversation import AnsweredCall, answered_calls, reply_origins
 from governor.exchange import Exchange, Explain, Purpose
 from governor.governance import Governance
 from governor.records import CallRecord
@@ -74,6 +74,10 @@ class Records(Protocol):
     def find(
         self, tenant: str, calls: Sequence[AnsweredCall], conversation: str = ""
     ) -> Mapping[str, CallRecord]: ...
+
+    def owner(self, tenant: str, calls: Sequence[AnsweredCall], replies: Iterable[str] = ()) -> str: ...
+
+    def began(self, conversation: str) -> float | None: ...
 
     def put(self, record: CallRecord) -> None: ...
 
@@ -255,16 +259,17 @@ class Proxy:
         given = header(scope, b"x-governor-conversation")
         conversation = conversation_name(tenant, given) if given else ""
         await self.records.expect(tenant, calls, conversation)
-        records = self.records.find(tenant, calls, conversation)
-        known = next((record.conversation for record in records.values()), "")
+        conversation = conversation or self.records.owner(tenant, calls, reply_origins(body["messages"]))
+        conversation = conversation or qualified(tenant, self.new_id())
         model = str(body.get("model"))
         own = self.by_model.get((tenant, model)) if self.gates_by_tenant else None
         exchange = Exchange(
             body,
             own or self.by_model.get(("", model), self.governance),
-            records=records,
+            records=self.records.find(tenant, calls, conversation),
             history=calls,
-            conversation=conversation or known or qualified(tenant, self.new_id()),
+            conversation=conversation,
+            began=self.records.began(conversation),
             now=self.clock(),
             explain=EXPLAIN.get(header(scope, b"x-governor-explain").lower(), Explain.NO),
             probe_when_observing=self.probe_when_observing,

@@ -15,7 +15,7 @@ import sqlite3
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
@@ -41,6 +41,8 @@ GATHER_S = 0.05
 """How long the writing waits for more: a transaction of many costs hardly more than that of one record."""
 SWEEP_INTERVAL_S = 60.0
 CLOSE_TIMEOUT_S = 5.0
+MOST_REPLIES = 8
+"""So many of the latest replies are looked at where no call is known."""
 MOST_CANDIDATES = 32
 """So many of the latest calls are looked at where useless ids make many of them alike."""
 
@@ -169,6 +171,18 @@ class RecordStore:
         with self._lock:
             return recognised(calls, self._calls(conversation or self._conversation(tenant, calls)))
 
+    def owner(self, tenant: str, calls: Sequence[AnsweredCall], replies: Iterable[str] = ()) -> str:
+        """The conversation that a history is of, "" where it is not known: by its calls, or by its `replies`
+        (`governor.conversation.reply_origins`) where all calls were withheld."""
+        with self._lock:
+            return self._conversation(tenant, calls) or self._replying(tenant, replies)
+
+    def began(self, conversation: str) -> float | None:
+        """When the first call of a conversation that is on record was proposed; None without one."""
+        with self._lock:
+            keys = self._conversations.get(conversation, ())
+            return min((self._records[key].created for key in keys), default=None)
+
     def put(self, record: CallRecord) -> None:
         """Keep what a record says, beside what is known of its call already."""
         with self._lock:
@@ -243,6 +257,14 @@ class RecordStore:
                 return names[0] if len(names) == 1 else max(names, key=partial(self._fit, calls))
         return ""
 
+    def _replying(self, tenant: str, replies: Iterable[str]) -> str:
+        """By the newest reply that anything is known of; a reply says less than a call, and is often the
+        same."""
+        for reply in islice(replies, MOST_REPLIES):
+            if names := self._owners((tenant, "", reply)):
+                return names[0] if len(names) == 1 else ""
+        return ""
+
     def _candidates(self, tenant: str, call: AnsweredCall) -> list[str]:
         """The conversations that may have made this call, the latest ones."""
         # Where upstream gives no id, clients make one up.
@@ -298,8 +320,7 @@ class RecordStore:
             self._remove(key)
         self._records[key] = record
         self._conversations.setdefault(record.conversation, {})[key] = None
-        # No client has a withheld call in its history.
-        for sign in _signs(record) if record.passed else ():
+        for sign in _signs(record):
             self._signs.setdefault(sign, {})[key] = None
         while len(self._records) > self._max_records:
             self._remove(next(iter(self._records)))
@@ -309,7 +330,7 @@ class RecordStore:
         record = self._records.pop(key, None)
         if record is not None:
             _take_out(self._conversations, record.conversation, key)
-            for sign in _signs(record) if record.passed else ():
+            for sign in _signs(record):
                 _take_out(self._signs, sign, key)
 
     def _expired(self, record: CallRecord) -> bool:
@@ -325,7 +346,10 @@ class RecordStore:
 
 
 def _signs(record: CallRecord) -> tuple[Sign, ...]:
+    """No client has a withheld call in its history; what it got in place of it may lead back."""
     tenant = tenant_of(record.conversation)
+    if not record.passed:
+        return ((tenant, "", record.reply),) if record.reply else ()
     named = tenant, record.call_id, _named(record.signature)
     return (named, (tenant, record.call_id, record.origin)) if record.origin else (named,)
 

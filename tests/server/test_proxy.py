@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -58,6 +58,12 @@ class DeadStore:
         raise OSError("no disk")
 
     def put(self, record: CallRecord) -> None:
+        raise OSError("no disk")
+
+    def owner(self, tenant: str, calls: Sequence[AnsweredCall], replies: Iterable[str] = ()) -> str:
+        raise OSError("no disk")
+
+    def began(self, conversation: str) -> float | None:
         raise OSError("no disk")
 
     def latest(self, record: CallRecord) -> CallRecord:

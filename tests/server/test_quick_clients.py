@@ -170,3 +170,24 @@ async def test_the_order_of_requests_is_that_of_their_histories() -> None:
         records = records_of(proxy, headers["x-governor-conversation"])
     assert [record.decision["arguments"] for record in records] == ['{"of": "a"}', '{"of": "b"}']
     assert records[0].created < records[1].created
+
+
+@BOTH
+@pytest.mark.parametrize("action", ["answer", "notice"])
+async def test_a_conversation_goes_on_where_all_its_calls_were_withheld(action: str, stream: bool) -> None:
+    """The client has a plain message, and the user asks on: nothing of the call is in the history, and the
+    conversation stays in its arm under its name. What it takes from here on is counted with the rest."""
+    call = Generated(content="Let me look.", calls=[("lookup:0", "lookup", '{"of": "a"}')])
+    between = [Answer.whole(OSLO)] + ([answer(OSLO, stream)] if action == "notice" else [])
+    answers = [answer(call, stream), *between, answer(Generated(content="So it is."), stream)]
+    async with scripted(*answers) as upstream, proxied(upstream, governance={"action": action}) as proxy:
+        _, first, body = await proxy.chat(chat(QUESTION, stream=stream))
+        said = {"role": "assistant", "content": assembled(body).content}
+        more = {"role": "user", "content": "Are you sure?"}
+        _, second, _ = await proxy.chat(chat(QUESTION, said, more, stream=stream))
+        await settled([proxy])
+        turns = proxy.app.turns.all()
+    assert said["content"] == "Let me look.\nOslo"
+    assert second["x-governor-conversation"] == first["x-governor-conversation"]
+    assert {turn.conversation for turn in turns} == {first["x-governor-conversation"]}
+    assert len(turns) == 2
