@@ -19,6 +19,7 @@ from prometheus_client import CollectorRegistry
 from governor_server.app import GovernorApp, create_app
 from governor_server.serve import configuration
 from governor_server.settings import Settings
+from tests.server.waiting import eventually
 from tests.wire.generated import Generated, stream_bytes
 from tests.wire.recorded import Recorded
 
@@ -251,11 +252,9 @@ class Proxied:
         self.app.metrics.render()
         return self.app.metrics.registry.get_sample_value(name, labels) or 0.0
 
-    async def until(self, metric: str, value: float, *, within_s: float = 10) -> None:
-        """Returns once a metric without labels has that value. Raises TimeoutError."""
-        async with asyncio.timeout(within_s):
-            while self.metric(metric) != value:  # noqa: ASYNC110
-                await asyncio.sleep(0.01)
+    async def until(self, metric: str, value: float, **labels: str) -> None:
+        """Returns once a metric has that value. Raises TimeoutError."""
+        await eventually(lambda: self.metric(metric, **labels) == value)
 
 
 @asynccontextmanager
