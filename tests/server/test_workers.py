@@ -25,7 +25,7 @@ WORKERS = 2
 PATIENCE_S = 120.0
 """Three interpreters start for each test, on a machine that may be busy."""
 
-pytestmark = pytest.mark.timeout(2 * PATIENCE_S)
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(2 * PATIENCE_S)]
 
 
 @pytest.fixture(autouse=True)

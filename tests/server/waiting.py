@@ -6,7 +6,8 @@ import asyncio
 import socket
 import threading
 from collections.abc import Callable, Coroutine, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from random import Random
 from typing import Any
 
 import pytest
@@ -63,3 +64,13 @@ def refusing_port() -> Iterator[int]:
     with socket.socket() as held:
         held.bind(("127.0.0.1", 0))
         yield held.getsockname()[1]
+
+
+def port_of_its_own() -> int:
+    """A free port for a program that must be told one: nobody else is given it by chance, since the machine
+    gives out none of these by itself."""
+    lots = Random()
+    while True:
+        with socket.socket() as tried, suppress(OSError):
+            tried.bind(("127.0.0.1", lots.randrange(10_000, 30_000)))
+            return int(tried.getsockname()[1])
