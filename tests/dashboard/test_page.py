@@ -184,7 +184,7 @@ def painted_early(watched: Watched) -> dict[str, float]:
     figures."""
     page = watched.page
     held: list[Route] = []
-    page.route(LATER, held.append)
+    page.route(LATER, lambda route: held.append(route))
     page.goto(f"{watched.origin}/dashboard#/overview", wait_until="commit")
     paint = "performance.getEntriesByName('first-contentful-paint')[0]?.startTime"
     painted: float = page.wait_for_function(paint).json_value()
