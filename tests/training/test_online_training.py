@@ -24,16 +24,9 @@ from governor_training.finetuning.online.methods import METHODS, Method, Outcome
 from governor_training.finetuning.online.run import last_checkpoint
 from governor_training.finetuning.online.trainer import EntropyGRPOTrainer
 
+pytestmark = pytest.mark.slow
+
 UNTIMED = ("task/accuracy", "task/calls", "reward", "loss", "kl", "grad_norm", "entropy/reduction")
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Any:
-    """Two threads on a busy machine are slower than one, by their spinning."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def config(out: Path, **changes: Any) -> EntropyGRPOConfig:
@@ -188,7 +181,6 @@ class Kill(TrainerCallback):
             raise Killed
 
 
-@pytest.mark.slow
 def test_a_run_that_was_killed_resumes_to_the_same_figures(tmp_path: Path) -> None:
     """Lost random states, a guard that forgets, or data that begins anew give another run."""
     whole = trainer(tmp_path / "whole", max_steps=4, save_strategy="steps", save_steps=2)
@@ -225,7 +217,6 @@ def test_a_checkpoint_that_was_being_written_is_passed_over(tmp_path: Path) -> N
     assert found is not None and found.name == "checkpoint-10"
 
 
-@pytest.mark.slow
 def test_a_run_below_the_floor_stops_and_gives_back_its_best_checkpoint(tmp_path: Path) -> None:
     """Else a collapsed policy is what is kept. The learning rate here destroys it at once."""
     made = trainer(
@@ -250,7 +241,6 @@ def test_a_run_below_the_floor_stops_and_gives_back_its_best_checkpoint(tmp_path
     assert made.guard.accuracy < made.guard.least
 
 
-@pytest.mark.slow
 def test_held_out_tasks_can_be_played_on_the_way(tmp_path: Path) -> None:
     """Their figures must not count for the guard, nor their groups have the size of training's."""
     atlas = AtlasEnvironment()
