@@ -10,6 +10,7 @@ from governor.conversation import AnsweredCall, origin
 from governor.probe import ProbeAnswer
 from governor.records import CallRecord
 from governor_server.store import RecordStore
+from tests.server.waiting import PATIENCE_S
 
 SECRET = "the capital of Nauru"
 ARGUMENTS = f'{{"q":"{SECRET}"}}'
@@ -68,7 +69,7 @@ def kept(store: RecordStore, conversation: str, call_id: str) -> CallRecord | No
 
 
 def until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + PATIENCE_S
     while not condition():
-        assert time.monotonic() < deadline, "nothing happened for 10 s"
+        assert time.monotonic() < deadline, f"nothing happened for {PATIENCE_S} s"
         time.sleep(0.01)
