@@ -7,15 +7,19 @@ conversations through this module.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from bisect import bisect_left
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from math import inf, nextafter
 
 from governor.conversation import AnsweredCall
 from governor.experiment import Arm
-from governor.records import CallRecord, Key, merge
+from governor.records import CallRecord, Key, merge, signature_digest
 
 Calls = Sequence[CallRecord]
 """The calls of one conversation, in order."""
+Sign = tuple[str, str]
+"""An id, and a digest of what the call asks, with or without the question that it was made for."""
 
 
 def conversations(records: Iterable[CallRecord]) -> dict[str, tuple[CallRecord, ...]]:
@@ -84,40 +88,53 @@ def recognised(history: Sequence[AnsweredCall], calls: Calls) -> dict[str, CallR
     """
     reached_agent = [call for call in calls if call.passed]
     found: dict[int, int] = {}
-    for alike in (_same_call, _same_but_for_question):
+    for asked, recorded in ((_origin, _recorded_origin), (_question_aside, _recorded_question_aside)):
         if len(found) < min(len(history), len(reached_agent)):
-            _recognise(history, reached_agent, alike, found)
+            places: defaultdict[Sign, list[int]] = defaultdict(list)
+            for place, call in enumerate(reached_agent):
+                places[call.call_id, recorded(call)].append(place)
+            _recognise([(call.call.id, asked(call)) for call in history], places, len(reached_agent), found)
     return {history[number].key: reached_agent[found[number]] for number in sorted(found)}
 
 
 def _recognise(
-    history: Sequence[AnsweredCall],
-    calls: Calls,
-    alike: Callable[[AnsweredCall, CallRecord], bool],
-    found: dict[int, int],
+    history: Sequence[Sign], places: Mapping[Sign, Sequence[int]], limit: int, found: dict[int, int]
 ) -> None:
-    """Adds to `found`, by the places in the history, the places of those `calls` that are `alike`."""
+    """Adds to `found`, by the places in the history, those of the recorded calls, all below `limit`."""
     least = [-1]
     for number in range(len(history)):
         least.append(found.get(number, least[-1]))
-    limit = len(calls)
-    for number in reversed(range(len(history))):
+    for number in range(len(history) - 1, -1, -1):
         if number not in found:
-            places = reversed(range(least[number] + 1, limit))
-            match = next((place for place in places if alike(history[number], calls[place])), None)
-            if match is None:
+            id, sign = history[number]
+            # Where upstream gives no id, clients make one up.
+            match = max(_latest(places.get((each, sign), ()), limit) for each in (id, ""))
+            if match <= least[number]:
                 continue
             found[number] = match
         limit = found[number]
 
 
-def _same_call(call: AnsweredCall, record: CallRecord) -> bool:
-    return record.origin in (call.origin, "") and _same_but_for_question(call, record)
+def _latest(places: Sequence[int], limit: int) -> int:
+    """The last of the rising `places` below the limit, -1 without one."""
+    before = bisect_left(places, limit)
+    return places[before - 1] if before else -1
 
 
-def _same_but_for_question(call: AnsweredCall, record: CallRecord) -> bool:
-    """Where upstream gives no id, clients make one up."""
-    return record.call_id in (call.call.id, "") and record.is_of(call.signature)
+def _origin(call: AnsweredCall) -> str:
+    return call.origin
+
+
+def _recorded_origin(record: CallRecord) -> str:
+    return record.origin
+
+
+def _question_aside(call: AnsweredCall) -> str:
+    return signature_digest(call.signature)
+
+
+def _recorded_question_aside(record: CallRecord) -> str:
+    return signature_digest(record.signature)
 
 
 def noticed_before(call: CallRecord, calls: Calls) -> list[CallRecord]:

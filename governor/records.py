@@ -159,6 +159,11 @@ class CallRecord:
         )
 
 
+def signature_digest(signature: str) -> str:
+    """The digest of a signature, also of one that is a digest already."""
+    return digest(signature) if signature.endswith(")") else signature
+
+
 def merge(one: CallRecord, other: CallRecord) -> CallRecord:
     """All that two records of one call know of it.
 

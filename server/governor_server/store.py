@@ -25,10 +25,9 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import orjson
 
-from governor.calls import digest
 from governor.conversation import AnsweredCall
 from governor.conversations import in_order, recognised
-from governor.records import CallRecord, Key, merge
+from governor.records import CallRecord, Key, merge, signature_digest
 from governor_server.tenants import tenant_of
 
 if TYPE_CHECKING:
@@ -273,7 +272,7 @@ class RecordStore:
                 return names
         # Clients that summarise put a text of theirs in place of the question, and earlier versions recorded
         # none. Then only a call will do that nobody else made.
-        names = self._owners((tenant, call.call.id, _named(call.signature))) if call.call.id else []
+        names = self._owners((tenant, call.call.id, signature_digest(call.signature))) if call.call.id else []
         return names if len(names) == 1 else []
 
     def _owners(self, sign: Sign) -> list[str]:
@@ -350,13 +349,8 @@ def _signs(record: CallRecord) -> tuple[Sign, ...]:
     tenant = tenant_of(record.conversation)
     if not record.passed:
         return ((tenant, "", record.reply),) if record.reply else ()
-    named = tenant, record.call_id, _named(record.signature)
+    named = tenant, record.call_id, signature_digest(record.signature)
     return (named, (tenant, record.call_id, record.origin)) if record.origin else (named,)
-
-
-def _named(signature: str) -> str:
-    """A digest of a signature, the same for one that is a digest already."""
-    return digest(signature) if signature.endswith(")") else signature
 
 
 def _take_out(index: dict[Named, dict[Key, None]], name: Named, item: Key) -> None:

@@ -8,8 +8,10 @@ from typing import Any
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from governor.calls import ToolCall
 from governor.certificate import Certificate
-from governor.conversations import conversations, in_order, observed, until_crossing
+from governor.conversation import AnsweredCall
+from governor.conversations import conversations, in_order, observed, recognised, until_crossing
 from governor.crossings import candidates, reached
 from governor.gate import Gate, SignalWeight, ToolWeights, rules_of
 from governor.hindsight import judged
@@ -203,3 +205,37 @@ def test_completing_forgets_nothing(old: CallRecord, new: CallRecord) -> None:
     for name, value in new.as_dict().items():
         assert whole[name] is not None or value is None
         assert whole[name] != "" or value == ""
+
+
+# Whose history it is
+
+
+@given(
+    asked=st.lists(st.tuples(st.sampled_from("ab"), st.sampled_from(["", "lookup:0"])), max_size=8),
+    data=st.data(),
+)
+def test_a_shortened_history_is_laid_along_the_calls(
+    asked: list[tuple[str, str]], data: st.DataObject
+) -> None:
+    """With ids that name nothing, and a call made over and over: each call is one like it, none twice, and
+    their order stays. A whole history is every call of it."""
+    calls, history = [], []
+    for number, (what, id) in enumerate(asked):
+        call = ToolCall(id, 0, "lookup", f'{{"of":"{what}"}}')
+        told = AnsweredCall(call, "question", str(number))
+        signature = str(call.signature)
+        record = CallRecord(
+            id, "x", "lookup", signature, number, {"index": 0}, float(number), origin=told.origin
+        )
+        calls.append(record)
+        history.append(told)
+    assert recognised(history, calls) == {
+        call.key: record for call, record in zip(history, calls, strict=True)
+    }
+    kept = [call for call in history if data.draw(st.booleans())]
+    found = recognised(kept, calls)
+    assert list(found) == [call.key for call in kept]
+    assert [record.step for record in found.values()] == sorted({record.step for record in found.values()})
+    assert all(found[call.key].is_of(call.signature) for call in kept)
+    silent = [record.without_text() for record in calls]
+    assert [record.step for record in recognised(kept, silent).values()] == [r.step for r in found.values()]
