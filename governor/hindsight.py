@@ -21,12 +21,13 @@ from typing import Any
 
 from governor.calls import ToolCall, ToolEffect
 from governor.certificate import UNLABELLED, upper_bound
-from governor.conversation import ExecutedCall, Outcome
+from governor.conversation import ExecutedCall
 from governor.decision import Action, Reason
 from governor.experiment import Arm
 from governor.policies import Evidence, Policy, Verdict
 from governor.probe import ProbeAnswer
 from governor.records import CallRecord
+from governor.results import Outcome
 from governor.rules import RuleSettings, find
 
 

@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 
 from governor.calls import ToolCall, ToolCatalog, ToolEffect
 from governor.conversation import (
-    Outcome,
     answered_calls,
     executed_calls,
     last_question,
@@ -20,6 +19,7 @@ from governor.conversation import (
     withheld_signatures,
 )
 from governor.notices import NOTICE_CONFIDENT, NOTICE_REPEATED, NOTICES, is_notice, notice_for
+from governor.results import Outcome
 
 CATALOG = ToolCatalog(read_only=("lookup", "search"), effectful=("send",))
 
