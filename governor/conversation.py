@@ -10,7 +10,7 @@ from typing import Any
 
 from governor.calls import CallSignature, ToolCall, ToolCatalog, ToolEffect, digest
 from governor.notices import is_notice
-from governor.results import Outcome, outcome_of
+from governor.results import Outcome, Patterns, outcome_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +115,7 @@ def executed_calls(messages: Sequence[Any], catalog: ToolCatalog) -> tuple[Execu
             proposed = pending_calls(_calls(message), catalog)
             found.extend(replace(executed, user_messages_after=users) for executed in proposed)
         elif role in ("tool", "function"):
-            _settle(found, message, users)
+            _settle(found, message, users, catalog.failures)
     return tuple(found)
 
 
@@ -142,11 +142,11 @@ def step(messages: Sequence[Any]) -> int:
     return sum(_role(message) == "assistant" and any(True for _ in _calls(message)) for message in messages)
 
 
-def _settle(found: list[ExecutedCall], message: Mapping[str, Any], users: int) -> None:
+def _settle(found: list[ExecutedCall], message: Mapping[str, Any], users: int, failures: Patterns) -> None:
     """Gives the newest call with this message's id its result."""
     identity = str(message.get("tool_call_id"))
     result = _text(message.get("content"))
-    outcome = outcome_of(message, result)
+    outcome = outcome_of(message, result, failures)
     for place in range(len(found) - 1, -1, -1):
         if found[place].call.id == identity:
             found[place] = replace(found[place], result=result, outcome=outcome)

@@ -200,6 +200,7 @@ def _evidence(records: Sequence[CallRecord], record: CallRecord) -> Evidence:
         last=executed[-1] if executed else None,
         model=record.model,
         schema=record.schema,
+        volatile=_reason(record) == Reason.VOLATILE,
     )
 
 
@@ -243,13 +244,18 @@ def _as_the_rules_saw_it(
 ) -> Iterable[ExecutedCall]:
     """The history, in which a repeat that the rules did not mind is one from before the user's last message:
     the results differed, or the user spoke, and either way what came before says nothing of the world now."""
-    if not record.signals or record.rule in _OF_THE_HISTORY:
+    if not record.signals or record.rule in _OF_THE_HISTORY or _reason(record) in _AWAITED:
         return history
     if find(call, history, RuleSettings()) is None:
         return history
     return [replace(done, user_messages_after=1) for done in history]
 
 
+def _reason(record: CallRecord) -> str:
+    return str(record.decision.get("reason", ""))
+
+
+_AWAITED = frozenset({Reason.VOLATILE, Reason.UNFINISHED})
 _OF_THE_HISTORY = frozenset({Reason.REPEATED_CALL, Reason.CYCLE, Reason.FAILING_RETRY})
 
 

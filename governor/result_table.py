@@ -394,7 +394,7 @@ FAILURES: Final = (
 
 QUOTES: Final = (
     r"\W{0,3} \d{4}-\d\d-\d\d [t\ ] \d\d: | \W{0,3} \d\d?/ (?:\d\d|\w{3}) /\d{4}",
-    r"(?:[\w.-]+/)* [\w.-]+ :\d+: (?! \d)",
+    r"[\w./-]+ :\d+: (?! \d)",
     r"(?: [-*#>] | \d+[.)] ) \s | title: | \[? (?:info|debug|warning|warn|notice) \b",
 )
 """What begins like this quotes: a log, what `grep` found, a list, a heading. SHORT and WHOLE do not apply."""
@@ -632,6 +632,18 @@ QUIET: Final = (
     r"\A \s* \[the\ command\ completed\ with\ exit\ code\ 0[.\s]",
 )
 """An exit code of 0 without any output."""
+
+CLEARED: Final = (
+    r"""
+        [\[<(*]{1,3} .{0,40} \b (?:results?|outputs?|contents?|messages?|text) \b .{0,30}
+        \b (?:cleared|omitted|removed|truncated|elided|pruned|compacted|hidden)\b
+    """,
+    r"""
+        .{0,60} \b (?:results?|outputs?|contents?) \b .{0,20} \b (?:has|have|was|were) \ (?:been\ )?
+        (?:cleared|omitted|removed|truncated|elided|pruned|compacted|hidden)\b
+    """,
+)
+"""What clients put in the place of old results, to save tokens: no answer of a tool."""
 
 NOISE_FIELDS: Final = frozenset({
     "response_time", "responseTime", "took", "took_ms", "duration", "duration_ms", "duration_seconds",

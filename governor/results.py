@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from enum import StrEnum
 from functools import lru_cache
 from typing import Any, Final
@@ -63,8 +64,14 @@ def comparable(text: str) -> str:
     """A text without what differs each time (`took 3 ms`): two results that say the same are the same."""
     value = _parsed(text)
     if isinstance(value, dict | list):
-        return json.dumps(_without_noise(value, 0), sort_keys=True)
+        with suppress(RecursionError):
+            return json.dumps(_without_noise(value, 0), sort_keys=True)
     return _NOISE.sub("", text) if len(text) <= _LONGEST_JSON else text
+
+
+def is_cleared(text: str) -> bool:
+    """Whether a client put this in the place of an old result, to save tokens."""
+    return len(text) <= _SHORT and _CLEARED.match(text.strip()) is not None
 
 
 def compiled(patterns: Iterable[str]) -> Patterns:
@@ -385,6 +392,7 @@ _PERMANENT: Final = re.compile(_any(table.PERMANENT), _FLAGS)
 _EXIT_LINES: Final = tuple(re.compile(pattern, _FLAGS) for pattern in table.EXIT_LINES)
 _QUIET: Final = tuple(re.compile(pattern, _FLAGS) for pattern in table.QUIET)
 _QUOTES: Final = re.compile(_any(table.QUOTES), _FLAGS)
+_CLEARED: Final = re.compile(_any(table.CLEARED), _FLAGS)
 _NOISE: Final = re.compile(_any(table.NOISE), _FLAGS)
 _COLOUR: Final = re.compile(r"\x1b\[[0-9;]*m")
 _PAGE: Final = re.compile(r"(?:<!doctype\s+html|<html|<head|<title)\b", re.IGNORECASE)
@@ -397,4 +405,4 @@ _LONG_FLAG: Final = re.compile(
 )
 _NO_ERROR: Final = frozenset({"", "none", "null", "no", "false", "no error", "ok", "0"})
 
-__all__ = ["Outcome", "Patterns", "comparable", "compiled", "outcome_of"]
+__all__ = ["Outcome", "Patterns", "comparable", "compiled", "is_cleared", "outcome_of"]

@@ -22,7 +22,8 @@ class Evidence:
     message: a sibling with an effect makes an earlier result stale. `withheld` are the signatures that a
     notice already answered since the client's last message. `last` is the record of the conversation's last
     executed call, where it was found; `model` and `schema` say for which model and which description of the
-    tool (`governor.calls.schemas_of`) all of this was measured.
+    tool (`governor.calls.schemas_of`) all of this was measured. `volatile`: the tool may give another answer
+    to the same call each time.
     """
 
     call: ToolCall
@@ -39,6 +40,7 @@ class Evidence:
     last: CallRecord | None = None
     model: str = ""
     schema: str = ""
+    volatile: bool = False
 
 
 @dataclass(frozen=True, slots=True)

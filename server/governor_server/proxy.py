@@ -10,9 +10,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import traceback
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from time import perf_counter
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol
@@ -83,6 +83,14 @@ class Transcripts(Protocol):
     def put(self, transcript: Transcript) -> None: ...
 
 
+class Volatile(Protocol):
+    """Which tools change their answers by themselves, as `VolatileTools` has it."""
+
+    def of(self, tenant: str) -> frozenset[str]: ...
+
+    def learn(self, tenant: str, tools: Iterable[str]) -> None: ...
+
+
 @dataclass(slots=True)
 class Proxy:
     """What all requests share. `governance` may be replaced while the proxy runs; `by_model` holds those of
@@ -105,6 +113,7 @@ class Proxy:
     by_model: Mapping[tuple[str, str], Governance] = field(default_factory=dict)
     gates_by_tenant: bool = True
     transcripts: Transcripts | None = None
+    volatile: Volatile | None = None
     tracing: Tracing | None = None
     reviews: set[asyncio.Task[None]] = field(default_factory=set)
     slots: Slots = field(init=False)
@@ -242,16 +251,26 @@ class Proxy:
         records = self.records.find(tenant, calls, conversation)
         known = next((record.conversation for record in records.values()), "")
         model = str(body.get("model"))
-        own = self.by_model.get((tenant, model)) if self.gates_by_tenant else None
-        return Exchange(
+        exchange = Exchange(
             body,
-            own or self.by_model.get(("", model), self.governance),
+            self._governance(tenant, model),
             records=records,
             conversation=conversation or known or qualified(tenant, self.new_id()),
             now=self.clock(),
             explain=EXPLAIN.get(header(scope, b"x-governor-explain").lower(), Explain.NO),
             probe_when_observing=self.probe_when_observing,
         )
+        if self.volatile is not None:
+            with self.fail_open("record"):
+                self.volatile.learn(tenant, exchange.changed_tools)
+        return exchange
+
+    def _governance(self, tenant: str, model: str) -> Governance:
+        own = self.by_model.get((tenant, model)) if self.gates_by_tenant else None
+        governance = own or self.by_model.get(("", model), self.governance)
+        if self.volatile is None or not (learned := self.volatile.of(tenant)):
+            return governance
+        return replace(governance, catalog=governance.catalog.with_volatile(learned))
 
     def fail_open(self, where: str) -> FailOpen:
         """Counts an exception of the governor instead of raising it."""
