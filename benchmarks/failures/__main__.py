@@ -1,4 +1,4 @@
-"""Precision and recall of the table of failures, by group, on both parts of the corpus."""
+"""Precision and recall of the table of failures, by group, on each part of the corpus."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import json
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-from benchmarks.failures.corpus import PARTS, Entry, read
+from benchmarks.failures.corpus import COLLECTIONS, PARTS, Entry, read
 from governor.calls import ToolCatalog
 from governor.conversation import executed_calls
 
@@ -55,10 +55,11 @@ def failures(entries: Iterable[Entry]) -> Score:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.failures", description=__doc__)
     parser.add_argument(
-        "--errors", action="store_true", help="show what of the development part is judged wrongly"
+        "--errors", action="store_true", help="show what of the development parts is judged wrongly"
     )
     if parser.parse_args().errors:
-        show_errors(read("development"))
+        for development, _ in COLLECTIONS:
+            show_errors(read(development))
         return
     for part in PARTS:
         show(part, read(part))

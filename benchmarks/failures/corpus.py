@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any, Final
 
 HERE: Final = Path(__file__).parent
-PARTS: Final = ("development", "held_out")
+COLLECTIONS: Final = (("development", "held_out"), ("commands_development", "commands_held_out"))
+"""Each collection in its two parts."""
+PARTS: Final = tuple(part for parts in COLLECTIONS for part in parts)
 
 
 @dataclass(frozen=True, slots=True)
