@@ -64,8 +64,12 @@ FAILURES: Final = (
     # Names of exceptions, and the word itself, with what makes it a report and not a subject.
     Row(
         Place.START,
-        r"[^\w{<]* (?:[\w$]+[.:]{1,2}){0,8} \w* (?:error|exception|errors) \s? [:(]",
+        r"[^\w{<]* (?:[\w$]+[.:]{1,2}){0,8} \w* (?:error|exception|errors) \s? :"
+        r" (?! \s* (?:none|null|nil|false|no|0) \s* $)",
         "exceptions, `Error:`",
+    ),
+    Row(
+        Place.START, r"[^\w{<]* (?-i:(?:\w+\.){0,8} \w* (?:Error|Exception)) \(", "Python: repr of exceptions"
     ),
     Row(
         Place.START,
@@ -74,13 +78,13 @@ FAILURES: Final = (
     ),
     Row(
         Place.START,
-        r"[\w.]* (?:timeout|interrupt|deadlineexceeded|notfound|denied|fault) \s? (?: : | \((?!\d\)) )",
+        r"(?-i:[\w.]* (?:Timeout|Interrupt|DeadlineExceeded|NotFound|Denied|Fault)) \s? (?: : | \((?!\d\)) )",
         "exceptions",
     ),
     Row(
         Place.START,
         r"[^\w{<]* (?!(?:the|an?|no|any|\d+|title|with|of)\b) \w+ (?:\ (?!(?:the|an?|of|in|about)\b)\w+)?"
-        r" \ (?:error|failure|exception) (?:\ -?\d+)? \s? [:(]",
+        r" \ (?:error|failure|exception) (?:\ -?\d+)? \s? :",
         "`Tool error:`, `psql: error:`, `MCP error -32602:`",
     ),
     Row(
@@ -133,7 +137,7 @@ FAILURES: Final = (
     Row(Place.START, r"(?:segmentation\ fault | killed | aborted | bus\ error) \s* (?:\(|$)", "shells"),
     Row(Place.START, r"e\d{4}\ [\d:.]+ .{0,40} \]\ ", "klog (kubectl)"),
     Row(Place.START, r"npm\ err", "npm"),
-    Row(Place.START, r"usage:\ ", "command lines that were not understood"),
+    Row(Place.SHORT, r"\A usage:\ ", "command lines that were not understood"),
     Row(
         Place.START,
         r"""
@@ -148,10 +152,33 @@ FAILURES: Final = (
     Row(Place.LAST, r"[\w.]*\w (?:error|exception) (?: :\ | $ )", "Python: the end of a traceback"),
     Row(Place.LAST, r"FAILED\ \(\w+=\d+", "unittest"),
     Row(Place.LAST, r"automatic\ merge\ failed", "git"),
+    Row(Place.LAST, r"[\w./-]{1,80} : \ (?:fatal\ )?error : ", "linkers, compilers"),
+    # What command lines say of themselves.
+    Row(Place.START, r"e:\ ", "apt"),
+    Row(Place.LAST, r"e:\ ", "apt"),
+    Row(
+        Place.START,
+        r"""
+            (?:unknown|invalid|unrecognized|unsupported|missing|illegal|bad|unexpected|ambiguous) \ (?:\w+\ )?
+            (?:command|subcommand|option|options|argument|arguments|flag|operation|parameter|switch|operand)\b
+        """,
+        "command lines",
+    ),
+    Row(
+        Place.START,
+        r"""
+            (?:[\w./-]{1,40}: \ ){1,3} .{0,80}? (?: requires\ (?:at\ least\ )?\d+ | bad\ option | is\ unknown
+            | unterminated | unknown\ (?:suffix|option|command|flag|user|host|shorthand)
+            | invalid\ (?:option|number|argument|operation|command|date|user|mode|reference) | unrecognized
+            | missing\ operand | not\ something | undefined\ reference | no\ input\ files
+            | not\ in\ gzip\ format | can(?:not|'t)\ )
+        """,
+        "command lines",
+    ),
     # "cannot ..." in its forms.
     Row(
         Place.START,
-        r"[\w./' ()-]{0,40}? \b (?:failed|unable) \ (?:to|with|for|due) \b",
+        r"(?:[\w./'()-]{1,40}:?\ ){0,2} (?:failed|unable) \ (?:to|with|for|due) \b",
         "`Failed to`, `Unable to`",
     ),
     Row(
@@ -176,7 +203,7 @@ FAILURES: Final = (
     Row(
         Place.LAST, r"[\w.@/-]+: \ .{0,200} " + _STRERROR + r" \W* $", "shells, coreutils, after some output"
     ),
-    Row(Place.START, r"(?:\[errno\ -?\d+\] | e[a-z]{3,14}: \ )", "errno in Python and Node"),
+    Row(Place.START, r"(?:\[errno\ -?\d+\] | (?-i:E[A-Z0-9]{3,14}): \ )", "errno in Python and Node"),
     Row(Place.START, _STRERROR + r" \s* (?: [:(] | $ )", "strerror alone"),
     Row(
         Place.START,
@@ -327,7 +354,7 @@ FAILURES: Final = (
         Place.SHORT,
         r"""
             \b (?:unexpected\ token | is\ not\ valid\ json | expecting\ value | unexpected\ end\ of
-            | not\ defined\b | is\ not\ a\ function | unexpected\ mimetype | no\ connection\ adapters
+            | is\ not\ defined\ ?\W*$ | is\ not\ a\ function | unexpected\ mimetype | no\ connection\ adapters
             | unsupported\ protocol | invalid\ url)
         """,
         "parsers and interpreters",
@@ -360,7 +387,7 @@ FAILURES: Final = (
         r"\b (?:timed\ out\b | time-?out \ (?:of\ )? \d | time-?out\ exceeded | deadline\ exceeded )",
         "time-outs",
     ),
-    Row(Place.SHORT, r"\b time-?out \W* $", "time-outs"),
+    Row(Place.SHORT, r"(?:^|\w\ ) time-?out \W* $", "time-outs"),
     Row(
         Place.SHORT,
         r"""
@@ -413,7 +440,7 @@ TRANSIENT: Final = (
     r"""
         connect(?:ion)?\ (?:was\ |has\ been\ )?(?:refused|reset|aborted|closed|lost|error|broken|timed)
         | connectionerror | disconnect | closed\ the\ connection | fetch\ failed | network\ error
-        | max\ retries | (?:failed|could\ not|cannot|unable)\ to?\ ?connect | hung\ up | empty\ reply
+        | max\ retries | (?:failed\ to|unable\ to|could\ not|cannot)\ connect | hung\ up | empty\ reply
         | lost\ connection | other\ side\ closed | e(?:connrefused|connreset|timedout|ai_again
         |hostunreach|pipe|busy|again) | err_(?:connection|timed|network) | name\ resolution
         | no\ route\ to\ host | unreachable | no\ healthy

@@ -244,7 +244,7 @@ def _of_fields(value: Mapping[str, Any], text: str, failures: Patterns, depth: i
         return _kind(text)
     if _is_unfinished(value):
         return Outcome.UNFINISHED
-    return Outcome.EMPTY if _is_hollow(value) or _found_nothing(value) else Outcome.OK
+    return Outcome.EMPTY if _found_nothing(value) else Outcome.OK
 
 
 def _reports_failure(value: Mapping[str, Any]) -> bool:
@@ -286,6 +286,10 @@ def _is_unfinished(value: Mapping[str, Any]) -> bool:
 
 
 def _found_nothing(value: Mapping[str, Any]) -> bool:
+    """Whether there is nothing in an object, or in all that it has for what was found."""
+    names = value.keys() - {*table.ERROR_FIELDS, *table.ERROR_LISTS}
+    if not value or (names and all(_is_hollow(value[name]) for name in names)):
+        return True
     collections = [found for path in table.COLLECTIONS if (found := _field(value, path)) is not None]
     return any(found != {} for found in collections) and all(map(_is_hollow, collections))
 
@@ -400,8 +404,12 @@ _TITLE: Final = re.compile(r"<(?:title|h1|h2|span)\b[^>]{0,200}>([^<]{0,200})", 
 _TAG: Final = re.compile(r"<[^<>]{0,300}>")
 _TRACEBACK: Final = "Traceback (most recent call last)"
 _LONG_FLAG: Final = re.compile(
-    r"""\A\s*\{\s*"(?:is_error|isError)"\s*:\s*true | "(?:is_error|isError)"\s*:\s*true\s*\}\s*\Z""",
-    re.VERBOSE,
+    r"""
+        \A\s*\{\s*"(?:is_error|isError)"\s*:\s*true
+        | "(?:is_error|isError)"\s*:\s*true\s*\}\s*\Z
+        | "(?:exit_?code|return_?code)"\s*:\s*-?[1-9]\d*\s*\}{1,2}\s*\Z
+    """,
+    re.VERBOSE | re.IGNORECASE,
 )
 _NO_ERROR: Final = frozenset({"", "none", "null", "no", "false", "no error", "ok", "0"})
 
