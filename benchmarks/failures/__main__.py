@@ -6,6 +6,8 @@ import argparse
 import json
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
+from operator import eq
 
 from benchmarks.failures.corpus import COLLECTIONS, PARTS, Entry, read
 from governor.calls import ToolCatalog
@@ -67,23 +69,22 @@ def main() -> None:
 
 def show(part: str, entries: Sequence[Entry]) -> None:
     print(f"\n{part}: {len(entries)} results")
-    print(f"{'':<22}{'entries':>8}{'failures':>10}{'recall':>9}{'precision':>11}")
+    print(f"{'':<18}{'entries':>8}{'failures':>10}{'missed':>8}{'wrong':>7}{'recall':>9}{'precision':>11}")
     for group in sorted({entry.group for entry in entries}):
-        line(group, [entry for entry in entries if entry.group == group])
+        line(group, len(of := [entry for entry in entries if entry.group == group]), failures(of))
     for how in sorted({entry.how for entry in entries}):
-        line(f"[{how}]", [entry for entry in entries if entry.how == how])
-    line("all failures", entries)
+        line(f"[{how}]", len(of := [entry for entry in entries if entry.how == how]), failures(of))
+    line("all failures", len(entries), failures(entries))
     pairs = [(entry.outcome, outcome(entry)) for entry in entries]
     for kind in ("transient", "empty", "unfinished"):
-        score = Score.of(pairs, lambda outcome, kind=kind: outcome == kind)  # type: ignore[misc]
-        print(
-            f"{'as ' + kind:<22}{len(entries):>8}{score.real:>10}{score.recall:>9.1%}{score.precision:>11.1%}"
-        )
+        line(f"as {kind}", len(entries), Score.of(pairs, partial(eq, kind)))
 
 
-def line(name: str, entries: Sequence[Entry]) -> None:
-    score = failures(entries)
-    print(f"{name:<22}{len(entries):>8}{score.real:>10}{score.recall:>9.1%}{score.precision:>11.1%}")
+def line(name: str, entries: int, score: Score) -> None:
+    recall = f"{score.recall:.1%}" if score.real else "-"
+    precision = f"{score.precision:.1%}" if score.found else "-"
+    missed = score.real - score.found
+    print(f"{name:<18}{entries:>8}{score.real:>10}{missed:>8}{score.wrong:>7}{recall:>9}{precision:>11}")
 
 
 def show_errors(entries: Iterable[Entry]) -> None:
