@@ -198,6 +198,12 @@ class Exchange:
         return self._admission.pruning
 
     @property
+    def changed_tools(self) -> frozenset[str]:
+        """The read-only tools that gave another answer to the same call in the client's history, with nothing
+        in between that could have changed it."""
+        return self._judge.changed
+
+    @property
     def complete(self) -> bool:
         """Whether upstream ended the client's generation as it should."""
         return self._generations[0].turn.finish_reason is not None

@@ -24,7 +24,8 @@ class Evidence:
     notice already answered since the client's last message. `last` is the record of the conversation's last
     executed call, where it was found; `model` and `schema` say for which model and which description of the
     tool (`governor.calls.schemas_of`) all of this was measured. `signals` are those that were recorded when
-    the call was judged; None while it is judged for the first time.
+    the call was judged; None while it is judged for the first time. `volatile`: the tool may give another
+    answer to the same call each time.
     """
 
     call: ToolCall
@@ -42,6 +43,7 @@ class Evidence:
     model: str = ""
     schema: str = ""
     signals: Signals | None = None
+    volatile: bool = False
 
 
 @dataclass(frozen=True, slots=True)

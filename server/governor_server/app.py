@@ -8,7 +8,7 @@ import logging
 import time
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
 import orjson
@@ -40,6 +40,7 @@ from governor_server.store import RecordStore
 from governor_server.transcripts import TranscriptStore
 from governor_server.turns import TurnStore
 from governor_server.upstream import Upstream, UpstreamError
+from governor_server.volatile import VolatileTools
 
 if TYPE_CHECKING:
     from governor_server.tracing.tracing import Tracing
@@ -48,7 +49,7 @@ CHAT = "/v1/chat/completions"
 METRICS = "/metrics"
 OPEN = frozenset({"/healthz", "/readyz"})
 """Routes that tell nothing but whether the proxy works."""
-OPERATORS = frozenset({"/governor/gates", "/governor/decisions", FEEDBACK, EFFECT})
+OPERATORS = frozenset({"/governor/gates", "/governor/decisions", "/governor/volatile", FEEDBACK, EFFECT})
 OWN = OPEN | OPERATORS | {METRICS}
 READY_TIMEOUT_S = 2.0
 VERSION = importlib.metadata.version("tool-governor")
@@ -108,6 +109,12 @@ class GovernorApp:
             shared=self.shared,
             on_error=metrics.store_errors_total.inc,
         )
+        self.volatile = VolatileTools(
+            settings.store.path,
+            ttl_s=settings.store.ttl_s,
+            shared=self.shared,
+            on_error=metrics.store_errors_total.inc,
+        )
         self.turns = TurnStore(
             settings.store.path,
             max_turns=settings.store.max_records,
@@ -124,6 +131,7 @@ class GovernorApp:
                 on_error=metrics.store_errors_total.inc,
             )
         metrics.watch(metrics.conversations, lambda: self.store.conversations)
+        metrics.watch(metrics.volatile_tools, lambda: len(self.volatile))
         metrics.info.labels(VERSION, settings.governance.mode, settings.governance.policy).set(1)
         self._call_start_id = call_start_id
         self._call_start_unknown = call_start_id is None
@@ -141,6 +149,7 @@ class GovernorApp:
             probe_timeout_s=settings.probe.timeout_s,
             probe_when_observing=settings.observe.probe,
             transcripts=self.transcripts,
+            volatile=self.volatile,
             gates_by_tenant=settings.auth.isolation == "full",
         )
         self.tracing = self.proxy.tracing = self._traced(settings.tracing)
@@ -281,6 +290,7 @@ class GovernorApp:
             await self.proxy.close()
         self.store.close()
         self.feedback.close()
+        self.volatile.close()
         self.turns.close()
         if self.transcripts is not None:
             self.transcripts.close()
@@ -366,6 +376,14 @@ def own_routes(app: GovernorApp) -> FastAPI:
     async def gates() -> Mapping[str, Any]:
         """Where the calibrated gate of each model stands, with a sentence; empty under another policy."""
         return app.gatekeeper.report() if app.gatekeeper else {}
+
+    @routes.get("/governor/volatile", responses=REFUSALS, dependencies=key)
+    async def volatile() -> Mapping[str, Any]:
+        """The tools whose calls are never repeats: the patterns that are `configured`, and those `learned`,
+        of each tenant, with the times in seconds since the epoch when they first and last gave another answer
+        to the same call."""
+        learned = [asdict(seen) for seen in app.volatile.all()]
+        return {"configured": app.settings.tools.volatile, "learned": learned}
 
     @routes.get(
         "/governor/decisions",

@@ -12,7 +12,7 @@ import logging
 import traceback
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from time import perf_counter
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol
@@ -100,6 +100,14 @@ class Transcripts(Protocol):
     def put(self, transcript: Transcript) -> None: ...
 
 
+class Volatile(Protocol):
+    """Which tools change their answers by themselves, as `VolatileTools` has it."""
+
+    def of(self, tenant: str) -> frozenset[str]: ...
+
+    def learn(self, tenant: str, tools: Iterable[str]) -> None: ...
+
+
 @dataclass(slots=True)
 class Proxy:
     """What all requests share. `governance` may be replaced while the proxy runs; `by_model` holds those of
@@ -122,6 +130,7 @@ class Proxy:
     by_model: Mapping[tuple[str, str], Governance] = field(default_factory=dict)
     gates_by_tenant: bool = True
     transcripts: Transcripts | None = None
+    volatile: Volatile | None = None
     turns: Turns | None = None
     tracing: Tracing | None = None
     reviews: set[asyncio.Task[None]] = field(default_factory=set)
@@ -262,10 +271,9 @@ class Proxy:
         conversation = conversation or self.records.owner(tenant, calls, reply_origins(body["messages"]))
         conversation = conversation or qualified(tenant, self.new_id())
         model = str(body.get("model"))
-        own = self.by_model.get((tenant, model)) if self.gates_by_tenant else None
         exchange = Exchange(
             body,
-            own or self.by_model.get(("", model), self.governance),
+            self._governance(tenant, model),
             records=self.records.find(tenant, calls, conversation),
             history=calls,
             conversation=conversation,
@@ -277,7 +285,17 @@ class Proxy:
         # At once, so that no other request whose history looks the same is taken for this one.
         for record in exchange.returned_records():
             self.records.put(record)
+        if self.volatile is not None:
+            with self.fail_open("record"):
+                self.volatile.learn(tenant, exchange.changed_tools)
         return exchange
+
+    def _governance(self, tenant: str, model: str) -> Governance:
+        own = self.by_model.get((tenant, model)) if self.gates_by_tenant else None
+        governance = own or self.by_model.get(("", model), self.governance)
+        if self.volatile is None or not (learned := self.volatile.of(tenant)):
+            return governance
+        return replace(governance, catalog=governance.catalog.with_volatile(learned))
 
     def fail_open(self, where: str) -> FailOpen:
         """Counts an exception of the governor instead of raising it."""

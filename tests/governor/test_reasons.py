@@ -11,7 +11,7 @@ import pytest
 
 from governor.calls import schemas_of
 from governor.certificate import Certificate
-from governor.conversation import Outcome, executed_calls
+from governor.conversation import executed_calls
 from governor.decision import Action, Decision, Mode, Reason
 from governor.exchange import Ask, Exchange
 from governor.experiment import Arm, Experiment
@@ -20,6 +20,7 @@ from governor.governance import Governance
 from governor.judge import NoProbe
 from governor.policies import CalibratedPolicy, ObservePolicy, RulesPolicy, policy
 from governor.records import CallRecord
+from governor.results import Outcome
 from governor.rules import RuleSettings
 from tests.governor.test_exchange import (
     BOOK,
@@ -114,6 +115,8 @@ SCENES: Mapping[Reason, Callable[[], Sequence[Decision]]] = {
     Reason.FAILING_RETRY: failed_twice,
     Reason.CONFIDENT_ANSWER: lambda: decided(ENFORCE),
     Reason.UNCERTAIN_ANSWER: lambda: decided(ENFORCE, probe=UNSURE),
+    Reason.VOLATILE: lambda: decided(replace(RULES, catalog=CATALOG.with_volatile(["lookup"])), *BEFORE),
+    Reason.UNFINISHED: lambda: decided(RULES, *history(numbered(NORWAY, 0), result="pending")),
     Reason.NO_RULE: lambda: decided(RULES),
     Reason.EFFECTFUL_TOOL: lambda: decided(RULES, calls=[BOOK], tools=["book"]),
     Reason.UNKNOWN_TOOL: lambda: decided(RULES, calls=[("c1", "other", "{}")], tools=["other"]),
@@ -216,6 +219,7 @@ RESULTS = {
     Outcome.EMPTY: "[]",
     Outcome.FAILED: "Error: no such city",
     Outcome.TRANSIENT: "Error: timed out",
+    Outcome.UNFINISHED: '{"job": 7, "status": "queued"}',
     Outcome.PENDING: None,
 }
 
