@@ -76,6 +76,7 @@ def made(
 ) -> Live:
     return Live(
         records=kept.look,
+        turns=tuple,
         scores=dict,
         told=told or (lambda overview, now: {}),
         prices=Prices(),
