@@ -46,9 +46,10 @@ class Reason(StrEnum):
     VOLATILE = "volatile"
     UNFINISHED = "unfinished"
     PROBE_FAILED = "probe_failed"
+    NO_PROBE = "no_probe"
     REPLACEMENT_FAILED = "replacement_failed"
     NO_LOGPROBS = "no_logprobs"
-    OBSERVE_MODE = "observe_mode"
+    NOT_JUDGED = "not_judged"
     POLICY_ERROR = "policy_error"
     EXPLORATION = "exploration"
     UNCERTIFIED = "uncertified"
@@ -134,9 +135,10 @@ _BECAUSE: Final = {
     Reason.VOLATILE: "its tool may give another answer each time",
     Reason.UNFINISHED: "the same call last said that the work was not finished",
     Reason.PROBE_FAILED: "the probe gave no answer",
+    Reason.NO_PROBE: "it needs a probe, and the settings allow none here",
     Reason.REPLACEMENT_FAILED: "what was to take its place could not be generated",
     Reason.NO_LOGPROBS: "upstream sent no logprobs",
-    Reason.OBSERVE_MODE: "the governor only observes",
+    Reason.NOT_JUDGED: "no policy was asked before it was delivered",
     Reason.POLICY_ERROR: "the policy failed",
     Reason.EXPLORATION: "it was drawn to be let through, to see whether withholding it would be right",
     Reason.UNCERTIFIED: "no certificate allows to act on calls of this tool yet",

@@ -587,10 +587,12 @@ ERROR_WORDS: Final = {
 """Failed if a field is one of these words."""
 
 STATUS_FIELDS: Final = (
-    "status", "status_code", "statusCode", "code", "cod", "httpStatus", "http_status", "httpStatusCode",
-    "error_code",
+    "status", "status_code", "statusCode", "httpStatus", "http_status", "httpStatusCode",
 )  # fmt: skip
 """Failed if one of these is an HTTP status of 400 and above."""
+
+CODE_FIELDS: Final = ("code", "cod")
+"""The same of one of these, beside a message: alone it may be the code of anything."""
 
 EXIT_FIELDS: Final = (
     "exit_code", "exitCode", "returncode", "return_code", "exit_status", "metadata.exit_code", "ExitCode",
