@@ -28,7 +28,7 @@ from governor.policies import Evidence, Policy, Verdict
 from governor.probe import ProbeAnswer
 from governor.records import CallRecord
 from governor.results import Outcome
-from governor.rules import RuleSettings, find
+from governor.rules import RuleSettings, awaited, find
 
 
 class Fate(StrEnum):
@@ -166,8 +166,8 @@ def _evidence(records: Sequence[CallRecord], record: CallRecord) -> Evidence:
         last=executed[-1] if executed else None,
         model=record.model,
         schema=record.schema,
-        signals=figures or None,
         volatile=_reason(record) == Reason.VOLATILE,
+        signals=figures or None,
     )
 
 
@@ -213,7 +213,8 @@ def _as_the_rules_saw_it(
     the results differed, or the user spoke, and either way what came before says nothing of the world now."""
     if not record.signals or record.rule in _OF_THE_HISTORY or _reason(record) in _AWAITED:
         return history
-    if find(call, history, RuleSettings()) is None:
+    again = find(call, history, RuleSettings()) or awaited(call, history, volatile=False)
+    if again is None:
         return history
     return [replace(done, user_messages_after=1) for done in history]
 

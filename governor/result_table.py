@@ -60,6 +60,9 @@ _STRERROR: Final = r"""
       | text\ file\ busy | too\ many\ levels\ of\ symbolic\ links | no\ child\ processes )
 """
 
+_NO_LABEL: Final = r"(?! (?:title|subject|name|description|summary|label|topic) : )"
+"""Not the name of a field, whose value may be anything."""
+
 FAILURES: Final = (
     # Names of exceptions, and the word itself, with what makes it a report and not a subject.
     Row(
@@ -199,9 +202,15 @@ FAILURES: Final = (
         """,
         "`Could not find`, `Cannot GET`",
     ),
-    Row(Place.START, r"(?:[\w.@/-]+: \ ){1,3} .{0,160} (?:: \ )? " + _STRERROR, "shells, coreutils"),
     Row(
-        Place.LAST, r"[\w.@/-]+: \ .{0,200} " + _STRERROR + r" \W* $", "shells, coreutils, after some output"
+        Place.START,
+        _NO_LABEL + r"(?:[\w.@/-]+: \ ){1,3} .{0,160} (?:: \ )? " + _STRERROR,
+        "shells, coreutils",
+    ),
+    Row(
+        Place.LAST,
+        _NO_LABEL + r"[\w.@/-]+: \ .{0,200} " + _STRERROR + r" \W* $",
+        "shells, coreutils, after some output",
     ),
     Row(Place.START, r"(?:\[errno\ -?\d+\] | (?-i:E[A-Z0-9]{3,14}): \ )", "errno in Python and Node"),
     Row(Place.START, _STRERROR + r" \s* (?: [:(] | $ )", "strerror alone"),
@@ -422,6 +431,7 @@ FAILURES: Final = (
 QUOTES: Final = (
     r"\W{0,3} \d{4}-\d\d-\d\d [t\ ] \d\d: | \W{0,3} \d\d?/ (?:\d\d|\w{3}) /\d{4}",
     r"[\w./-]+ :\d+: (?! \d)",
+    r"(?-i:[a-z_$][\w$.]*) \(",
     r"(?: [-*#>] | \d+[.)] ) \s | title: | \[? (?:info|debug|warning|warn|notice) \b",
 )
 """What begins like this quotes: a log, what `grep` found, a list, a heading. SHORT and WHOLE do not apply."""
@@ -577,10 +587,12 @@ ERROR_WORDS: Final = {
 """Failed if a field is one of these words."""
 
 STATUS_FIELDS: Final = (
-    "status", "status_code", "statusCode", "code", "cod", "httpStatus", "http_status", "httpStatusCode",
-    "error_code",
+    "status", "status_code", "statusCode", "httpStatus", "http_status", "httpStatusCode",
 )  # fmt: skip
 """Failed if one of these is an HTTP status of 400 and above."""
+
+CODE_FIELDS: Final = ("code", "cod")
+"""The same of one of these, beside a message: alone it may be the code of anything."""
 
 EXIT_FIELDS: Final = (
     "exit_code", "exitCode", "returncode", "return_code", "exit_status", "metadata.exit_code", "ExitCode",

@@ -202,7 +202,7 @@ def _of_list(value: list[Any], text: str, failures: Patterns, depth: int) -> Out
     if _are_parts(value) and depth < _DEEPEST:
         inner = _of_text(_joined(value), failures, depth + 1)
         return _kind(text) if _has_flagged_part(value) and inner is not Outcome.TRANSIENT else inner
-    if all(isinstance(item, dict) and item.keys() >= table.VALIDATION for item in value):
+    if _is_invalid_input(value):
         return Outcome.FAILED
     only = value[0] if len(value) == 1 else None
     if isinstance(only, dict) and (
@@ -254,9 +254,10 @@ def _reports_failure(value: Mapping[str, Any]) -> bool:
         or any(_is_error(_field(value, path)) for path in table.ERROR_FIELDS)
         or (lists and not any(_says(value.get(name)) for name in table.DATA_FIELDS))
         or any(_is_http_error(value.get(name)) for name in table.STATUS_FIELDS)
+        or (bool(_message(value)) and any(_is_http_error(value.get(name)) for name in table.CODE_FIELDS))
         or _has_word(value, table.ERROR_WORDS)
         or value.keys() >= table.NODE_ERROR
-        or (isinstance(value.get("detail"), list) and all(_is_invalid(item) for item in value["detail"]))
+        or _is_invalid_input(value.get("detail"))
     )
 
 
@@ -315,8 +316,11 @@ def _is_http_error(status: Any) -> bool:
     return isinstance(status, int) and 400 <= status < 600
 
 
-def _is_invalid(item: Any) -> bool:
-    return isinstance(item, Mapping) and item.keys() >= table.VALIDATION
+def _is_invalid_input(value: Any) -> bool:
+    """Whether these are pydantic's errors."""
+    items = value if isinstance(value, list) else []
+    valid = (isinstance(item, Mapping) and item.keys() >= table.VALIDATION for item in items)
+    return bool(items) and all(valid)
 
 
 def _flagged(fields: Mapping[str, Any]) -> bool:

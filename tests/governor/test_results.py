@@ -158,6 +158,24 @@ def test_the_middle_of_a_long_text_says_nothing(text: str, words: str) -> None:
     assert outcome_of(tool(middle), middle) is Outcome.OK
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "2026-05-01 10:00:04 ERROR upstream answered 503 Service Unavailable",
+        "src/client.py:41: the connection was closed",
+        "- the request timed out",
+        "1. Permission denied",
+        "Title: Connection refused",
+        "Email: ada@example.org",
+        "console.error('not found')",
+        "Default: null",
+    ],
+)
+def test_what_quotes_a_failure_is_a_result(text: str) -> None:
+    """A line of a log, of a search through files, of a list, of a program."""
+    assert outcome_of(tool(text), text) is Outcome.OK
+
+
 def test_an_operators_patterns_count_at_the_beginning() -> None:
     """The table knows English only."""
     extra = compiled(["fehler:", "E-[0-9]+ "])
