@@ -170,9 +170,10 @@ class Upload:
             self._over.set()
 
     async def gone(self) -> None:
-        """Returns when the client goes away after its body."""
+        """Returns when the rest of the body does not come, or the client goes away after it."""
         await self._over.wait()
-        await gone(self._receive)
+        if self.failure is None:
+            await gone(self._receive)
 
 
 async def gone(receive: Receive) -> None:

@@ -233,18 +233,18 @@ class Proxy:
 
     async def _forward(self, scope: Scope, caller: Caller, receive: Receive, reply: Reply) -> None:
         upload = await Upload.begin(scope, receive, self.limits)
-        await until_gone(upload.gone(), self._uploaded(scope, caller, upload, reply))
+        try:
+            await until_gone(upload.gone(), self._uploaded(scope, caller, upload, reply))
+        except (ClientGone, UpstreamError):
+            # A body of which the rest does not come breaks the request off, and an answer that has begun.
+            if upload.failure is not None:
+                raise upload.failure from None
+            raise
 
     async def _uploaded(self, scope: Scope, caller: Caller, upload: Upload, reply: Reply) -> None:
         slots = self.preflight_slots if caller is PREFLIGHT else self.slots
         async with slots.place(caller.tenant):
-            try:
-                await self._relay(scope, caller, upload.body, reply)
-            except UpstreamError:
-                # A body of which the rest does not come breaks the request off, as upstream might.
-                if upload.failure is not None:
-                    raise upload.failure from None
-                raise
+            await self._relay(scope, caller, upload.body, reply)
 
     async def _relay(self, scope: Scope, caller: Caller, body: Body, reply: Reply) -> None:
         headers = requested(scope["headers"], drop=caller.withheld)
