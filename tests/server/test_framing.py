@@ -334,7 +334,7 @@ async def test_what_stands_around_a_body_has_a_bound(last: bytes) -> None:
 
 def heard(wire: Wire) -> bool:
     """Whether the server has said anything, or closed."""
-    return bool(wire.reader._buffer) or wire.reader.at_eof()
+    return bool(getattr(wire.reader, "_buffer", b"")) or wire.reader.at_eof()
 
 
 # Paths

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -95,7 +97,7 @@ async def test_a_client_that_is_sent_on_stays_here(name: str, governed: bool) ->
 async def test_a_redirect_of_a_replica_leads_here_too() -> None:
     """Each may name itself, or the one that it takes for the first."""
     async with scripted() as first, scripted() as second:
-        sections = {"upstream": {"url": first.url, "replicas": [{"url": second.url}]}}
+        sections: dict[str, Any] = {"upstream": {"url": first.url, "replicas": [{"url": second.url}]}}
         async with proxied(first, **sections) as proxy:
             for upstream, other in ((first, second), (second, first)):
                 upstream.script.extend([Answer([b""], 307, [("location", f"{other.url}/v1/x")])] * 2)

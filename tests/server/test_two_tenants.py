@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import aiohttp
 import pytest
+from aiohttp.connector import Connection
 
 from governor_server import upstream as client
 from tests.server.two_tenants import two_tenants
@@ -25,11 +27,11 @@ async def test_the_play_finds_a_connection_that_is_used_too_early(monkeypatch: p
     """Else that it finds nothing would say nothing: here a connection is used again whatever it carried, and
     upstream is told what the client announced."""
 
-    async def send(self: client.TrackedRequest, conn: client.Connection) -> client.aiohttp.ClientResponse:
+    async def send(self: client.TrackedRequest, conn: Connection) -> aiohttp.ClientResponse:
         self.headers["Content-Length"] = "9"
         self.headers.popall("Transfer-Encoding", None)
         self.chunked = None
-        response = await client.aiohttp.ClientRequest.send(self, conn)
+        response = await aiohttp.ClientRequest.send(self, conn)
         self.sending.whole = self.sending.clear = True
         return response
 

@@ -13,7 +13,7 @@ from random import Random
 from time import monotonic
 from typing import Any, Final
 
-from governor_server.upstream import Upstream
+from governor_server.upstream import Pool, Upstream
 from tests.server.echo_upstream import Behaviour, EchoUpstream, echoing
 from tests.server.framings import Fate, Framed, draw
 from tests.server.scripted_upstream import Proxied, proxied
@@ -34,7 +34,7 @@ def digest(key: str) -> str:
     return sha256(key.encode()).hexdigest()
 
 
-SECTIONS: Final[Mapping[str, Mapping[str, Any]]] = {
+SECTIONS: Final[Mapping[str, Any]] = {
     "auth": {"keys": [{"tenant": tenant, "sha256": digest(key)} for tenant, key in KEYS.items()]},
     "limits": {
         "body_timeout_s": BODY_TIMEOUT_S,
@@ -256,7 +256,8 @@ class Play:
             self.report.lost.append(f"{self.upstream.open} connections to upstream are never closed")
         upstream = self.proxy.app.upstream
         assert isinstance(upstream, Upstream) and upstream._session is not None
-        if taken := upstream._session.connector._acquired:
+        assert isinstance(pool := upstream._session.connector, Pool)
+        if taken := pool._acquired:
             self.report.lost.append(f"{len(taken)} connections of the pool are not given back")
 
 
