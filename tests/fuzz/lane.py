@@ -18,8 +18,10 @@ from yarl import URL
 from governor_server.current import current
 from governor_server.tracing.tracing import Tracing
 from tests.fuzz.cases import Case
-from tests.fuzz.verdict import Seen, wrong
+from tests.fuzz.verdict import Seen, wrong, wrong_framing
+from tests.server.framings import Fate, Framed
 from tests.server.scripted_upstream import Answer, Proxied, Received, ScriptedUpstream, proxied, scripted
+from tests.server.two_tenants import Wire
 
 DEADLINE_S = 60.0
 """Of one case. The longest that a case may wait for by its settings is a third of that."""
@@ -99,9 +101,24 @@ class Lane:
         if seen is None:
             return ""
         acted = self._withheld() > before
-        return wrong(case, seen, self.upstream.received, self.upstream.given, acted)
+        judge = wrong if case.framed is None else wrong_framing
+        return judge(case, seen, self.upstream.received, self.upstream.given, acted)
 
     async def _ask(self, case: Case) -> Seen | None:
+        return await (self._ask_as_usual(case) if case.framed is None else self._ask_framed(case.framed))
+
+    async def _ask_framed(self, framed: Framed) -> Seen:
+        async with Wire.to(self.proxy.url) as wire:
+            wire.writer.write(framed.raw)
+            if framed.fate is Fate.BREAKS_OFF:
+                wire.end()
+            try:
+                seen = await wire.answer(head_only=framed.method == "HEAD")
+            except (ConnectionError, asyncio.IncompleteReadError) as error:
+                return Seen(0, [], b"", False, repr(error))
+        return Seen(seen.status, [], seen.body, seen.whole)
+
+    async def _ask_as_usual(self, case: Case) -> Seen | None:
         body, status = b"", 0
         headers: Mapping[str, str] = {}
         url = URL(f"{self.proxy.url}/v1/chat/completions")
