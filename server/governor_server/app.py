@@ -24,7 +24,7 @@ from governor.governance import Governance
 from governor.standing import told
 from governor_server.access import Access
 from governor_server.api_errors import ApiError, described
-from governor_server.asgi import Receive, Reply, Scope, Send
+from governor_server.asgi import Receive, Reply, Scope, Send, in_time
 from governor_server.balancer import Balancer, Member, is_healthy
 from governor_server.current import new_name
 from governor_server.dashboard.routes import Dashboard, dashboard_routes, is_of_page, is_private
@@ -179,7 +179,7 @@ class GovernorApp:
             self.metrics.refused_requests_total.labels(error.type).inc()
             await Reply(send).error(error)
         else:
-            await self._own(scope, receive, send)
+            await self._own(scope, in_time(receive, self.settings.limits), send)
 
     def _traced(self, given: TracingSettings) -> Tracing | None:
         if given.endpoint is None:

@@ -112,6 +112,26 @@ def check_length(scope: Scope, limits: LimitSettings) -> int | None:
     return int(length)
 
 
+def in_time(receive: Receive, limits: LimitSettings) -> Receive:
+    """The same messages, for an application that waits for a body without a bound: a client that keeps it
+    waiting is taken for one that has left."""
+    loop = asyncio.get_running_loop()
+    end: float | None = loop.time() + limits.body_timeout_s
+
+    async def receive_in_time() -> Message:
+        nonlocal end
+        try:
+            async with asyncio.timeout_at(end):
+                message = await receive()
+        except TimeoutError:
+            return {"type": "http.disconnect"}
+        if not message.get("more_body"):
+            end = None
+        return message
+
+    return receive_in_time
+
+
 class Upload:
     """The body of a request: bytes if all of it is there, else handed on as it comes. Where the client goes
     away, takes too long or sends too much, `failure` says so: reading raises it, `ClientGone` or `ApiError`.

@@ -168,6 +168,8 @@ def bounded_protocol(limits: LimitSettings) -> type[HttpToolsProtocol]:
         def resume_writing(self) -> None:
             super().resume_writing()
             self._stop_writing()
+            if not self._busy:
+                self._until_taken()
 
         # Bounds
 

@@ -229,6 +229,20 @@ async def test_a_body_that_trickles_is_given_up(target: str, every_s: float | No
         assert proxy.metric("governor_upstream_failures_total", reason="broken") == 0
 
 
+@pytest.mark.parametrize("path", ["/dashboard/login", "/governor/feedback"])
+async def test_the_governors_own_routes_wait_no_longer(path: str) -> None:
+    """Of which the first is open to everybody."""
+    async with scripted() as upstream, proxied(upstream, **QUICK) as proxy, Wire.to(proxy.url) as wire:
+        wire.writer.write(
+            Request("POST", path)
+            .head("content-length: 50", "origin: http://127.0.0.1")
+            .replace(b"host: governor", b"host: 127.0.0.1")
+            + b"key"
+        )
+        async with asyncio.timeout(10):
+            await wire.reader.read()
+
+
 async def test_an_answer_that_began_ends_with_a_body_that_does_not_come() -> None:
     """Upstream waits for the rest, and the client for upstream."""
     async with echoing() as upstream, proxied(upstream.url, **QUICK) as proxy:
