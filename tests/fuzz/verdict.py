@@ -7,12 +7,15 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
+from urllib.parse import unquote
 
 import orjson
 
 from governor.request import ClientView, untouched
 from governor_server import sse
+from governor_server.paths import is_chat
 from tests.fuzz.cases import Case
+from tests.server.framings import Fate
 from tests.server.scripted_upstream import EVENTS, HANG, Accident, Answer, Received
 
 TOP_LOGPROBS = 20
@@ -74,6 +77,28 @@ def wrong(case: Case, seen: Seen, received: Sequence[Received], given: Sequence[
     return whole_differs(seen.body, sent, view)
 
 
+def wrong_framing(
+    case: Case, seen: Seen, received: Sequence[Received], given: Sequence[Answer], acted: bool
+) -> str:
+    """The same of a request that was sent in a framing of its own: what upstream must not hear of it did not,
+    and what it must got there byte for byte."""
+    assert (framed := case.framed) is not None
+    asked = [request for request in received if request.header("x-request-id") is not None]
+    if framed.fate is not Fate.ARRIVES:
+        if asked:
+            return f"{framed.name}: upstream was asked"
+        if framed.fate is Fate.BREAKS_OFF and not seen.status:
+            return ""
+        return "" if seen.status >= 400 and is_error(seen.body) else f"{framed.name}: status {seen.status}"
+    if not asked:
+        return f"{framed.name}: status {seen.status}, and upstream not asked"
+    if asked[-1].method != framed.method or asked[-1].target != case.target:
+        return f"{framed.name}: upstream was asked {asked[-1].method} {asked[-1].target}"
+    if governed(case) is None and asked[-1].body != framed.body:
+        return f"{framed.name}: upstream got another body"
+    return wrong(case, seen, received, given, acted)
+
+
 def is_probe(request: Received) -> bool:
     """Whether a request upstream got is one for a forced answer."""
     try:
@@ -117,6 +142,8 @@ def sent_of(answer: Answer) -> bytes:
 
 def governed(case: Case) -> ClientView | None:
     """What the client asked for, None where its request goes through as it is."""
+    if case.framed is not None and not (case.framed.method == "POST" and is_chat(unquote(case.target))):
+        return None
     try:
         body = orjson.loads(case.body)
     except orjson.JSONDecodeError:
