@@ -17,14 +17,13 @@ from time import perf_counter
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol
 
-import orjson
-
 from governor.conversation import AnsweredCall, answered_calls
 from governor.exchange import Exchange, Explain, Purpose
 from governor.governance import Governance
 from governor.records import CallRecord
 from governor.request import Json, fresh_result_ids, untouched
 from governor.transcript import Transcript
+from governor_server import exact_json
 from governor_server.access import Access, Caller
 from governor_server.api_errors import ApiError, Headers
 from governor_server.asgi import (
@@ -89,7 +88,8 @@ class Proxy:
     models that are governed otherwise, by tenant and model; by "" and model for tenants of whom nothing is
     said, and for all where `gates_by_tenant` is False.
 
-    `clock` gives seconds since the epoch; `new_id` gives a name for a conversation that has none yet.
+    `clock` gives seconds since the epoch; `new_id` gives a name for a conversation
+    that has none yet.
     """
 
     upstream: Upstream | Balancer
@@ -226,8 +226,8 @@ class Proxy:
         if header(scope, b"x-governor") == "off":
             return None
         try:
-            body = orjson.loads(raw)
-        except orjson.JSONDecodeError:
+            body = exact_json.loads(raw)
+        except ValueError:
             return None
         if (request := current.get()) is not None and isinstance(body, dict):
             request.model = str(body.get("model") or "")
