@@ -21,6 +21,7 @@ from governor_server.accounting import account
 from governor_server.api_errors import Headers
 from governor_server.asgi import EVENT_STREAM, Reply, Scope, target, unbuffered
 from governor_server.current import current
+from governor_server.keep_alive import KeepAlive
 from governor_server.logs import fields
 from governor_server.upstream import UpstreamError, UpstreamResponse, requested
 
@@ -68,6 +69,9 @@ class GovernedChat:
         self._waited_s = waited_s
         self._parsed: Callable[[bytes], Any] = answers.whole if exchange.shows_logprobs else answers.parsed
         self._may_fail = proxy.fail_open("chunk")
+        self._keep_alive = KeepAlive(
+            reply, proxy.max_silence_s, proxy.sleep, holds=lambda: self._later or bool(self._held)
+        )
         self._held = 0
         self._measured = 0
         self._given_up = False
@@ -165,6 +169,8 @@ class GovernedChat:
         except UpstreamError as error:
             await self._broke_off(error, done)
             raise
+        finally:
+            self._keep_alive.end()
         await self._reply.end(for_client + done)
         self._delivered()
 
@@ -204,12 +210,13 @@ class GovernedChat:
         if not self._spoke:
             self._spoke = True
             self._proxy.metrics.time_to_first_token_seconds.observe(perf_counter() - self._start)
+        self._keep_alive.sent(body)
         await self._reply.piece(body)
 
     def _event(self, event: sse.Event) -> bytes:
         """What the client gets for one event of upstream."""
         if event.data is None:
-            return b"" if self._later else event.raw
+            return b"" if self._later and not sse.is_comment(event.raw) else event.raw
         if self._given_up:
             return b"" if self._later else self._unjudged(event)
         with self._may_fail:
@@ -235,6 +242,7 @@ class GovernedChat:
             self._held = 0
             return b""
         self._held += size
+        self._keep_alive.begin()
         return b"" if self._held <= self._proxy.limits.max_held_bytes else self._overflow()
 
     def _overflow(self) -> bytes:

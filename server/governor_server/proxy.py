@@ -44,6 +44,7 @@ from governor_server.asgi import (
 from governor_server.balancer import Balancer
 from governor_server.current import SANE_ID, CurrentRequest, current, current_trace, request_id
 from governor_server.governed_chat import GovernedChat
+from governor_server.keep_alive import Sleep
 from governor_server.limits import LimitSettings, Slots, head_size, headers_too_large
 from governor_server.logs import fields
 from governor_server.metrics import Metrics
@@ -88,7 +89,7 @@ class Proxy:
     models that are governed otherwise, by tenant and model; by "" and model for tenants of whom nothing is
     said, and for all where `gates_by_tenant` is False.
 
-    `clock` gives seconds since the epoch; `new_id` gives a name for a conversation
+    `clock` gives seconds since the epoch; `sleep` waits for some; `new_id` gives a name for a conversation
     that has none yet.
     """
 
@@ -101,6 +102,8 @@ class Proxy:
     clock: Callable[[], float]
     new_id: Callable[[], str]
     probe_timeout_s: float = 10.0
+    max_silence_s: float = 4.0
+    sleep: Sleep = asyncio.sleep
     probe_when_observing: bool = True
     by_model: Mapping[tuple[str, str], Governance] = field(default_factory=dict)
     gates_by_tenant: bool = True
