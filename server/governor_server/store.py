@@ -41,6 +41,7 @@ GATHER_S = 0.05
 SWEEP_INTERVAL_S = 60.0
 CLOSE_TIMEOUT_S = 5.0
 WRITING_S = 0.01
+LOOK_S = 0.001
 """How long a record that is not in Redis either is waited for: a client whose tool is quick may be back
 before it is written."""
 
@@ -189,7 +190,7 @@ class RecordStore:
         with suppress(TimeoutError):
             async with asyncio.timeout(WRITING_S):
                 while not self._awaited(tenant, call, conversation):  # noqa: ASYNC110
-                    await asyncio.sleep(WRITING_S / 10)
+                    await asyncio.sleep(LOOK_S)
 
     def _awaited(self, tenant: str, call: AnsweredCall, conversation: str) -> bool:
         """Whether there is a record that waits for the result of this call. One that has its result may be

@@ -9,6 +9,7 @@ from governor.calls import ToolCall
 from governor.conversation import AnsweredCall, origin
 from governor.probe import ProbeAnswer
 from governor.records import CallRecord
+from tests.server.waiting import PATIENCE_S
 
 SECRET = "the capital of Nauru"
 ARGUMENTS = f'{{"q":"{SECRET}"}}'
@@ -60,7 +61,7 @@ def answered(call_id: str, asked: str = "", arguments: str = ARGUMENTS) -> Answe
 
 
 def until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + PATIENCE_S
     while not condition():
-        assert time.monotonic() < deadline, "nothing happened for 10 s"
+        assert time.monotonic() < deadline, f"nothing happened for {PATIENCE_S} s"
         time.sleep(0.01)

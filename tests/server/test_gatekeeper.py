@@ -25,6 +25,7 @@ from governor_server.settings import CalibrationSettings
 from governor_server.shared import GATES, LEADER, Shared
 from tests.server.redis_server import RedisServer
 from tests.server.scripted_upstream import Answer, proxied, scripted
+from tests.server.waiting import PATIENCE_S
 from tests.wire.generated import Generated, chat, tool
 
 pytest.importorskip("sklearn")
@@ -359,7 +360,7 @@ async def test_the_proxy_observes_until_it_may_act(tmp_path: Path, stream: bool)
         assert b"lookup" in said
         for known in many(1800):
             proxy.app.store.put(known)
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(PATIENCE_S):
             while not (await _gates(proxy)).get("atlas", {}).get("enforces"):  # noqa: ASYNC110
                 await asyncio.sleep(0.05)
         _, headers, said = await proxy.chat(body)

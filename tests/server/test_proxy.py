@@ -29,6 +29,7 @@ from tests.server.scripted_upstream import (
     proxied,
     scripted,
 )
+from tests.server.waiting import PATIENCE_S, eventually
 from tests.wire.generated import Generated, chat, made, stream_bytes
 
 NORWAY = ("c1", "lookup", '{"country": "Norway"}')
@@ -272,7 +273,7 @@ async def test_a_slow_probe_lets_the_call_pass(stream: bool) -> None:
         proxied(upstream, probe=settings) as proxy,
     ):
         _, _, body = await proxy.chat(chat(stream=stream))
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(PATIENCE_S):
             await upstream.gone.acquire()
         assert proxy.metric("governor_probe_failures_total", reason="timeout") == 1
     assert parsed(body) == unmeasured(CALLING, stream)
@@ -411,10 +412,10 @@ async def test_reviews_do_not_pile_up(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("governor_server.proxy.MAX_REVIEWS", 1)
     answers = [answer(CALLING, False), Answer(before=[HANG]), answer(CALLING, False)]
     async with scripted(*answers) as upstream, proxied(upstream, "observe") as proxy:
-        for _ in range(2):
-            await proxy.chat(chat())
-            await asyncio.sleep(0.05)
-        assert proxy.metric("governor_fail_open_total", where="review_queue") == 1
+        await proxy.chat(chat())
+        await eventually(lambda: len(upstream.received) == 2)
+        await proxy.chat(chat())
+        await proxy.until("governor_fail_open_total", 1, where="review_queue")
 
 
 async def test_a_stream_without_its_last_event_still_ends() -> None:
@@ -486,7 +487,7 @@ async def _ready(proxy: Proxied) -> bool:
 
 
 async def _until(look: Callable[[], Any]) -> Any:
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(PATIENCE_S):
         while not (found := await look()):  # noqa: ASYNC110
             await asyncio.sleep(0.01)
         return found
