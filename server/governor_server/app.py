@@ -147,6 +147,7 @@ class GovernorApp:
             clock=time.time,
             new_id=new_name,
             probe_timeout_s=settings.probe.timeout_s,
+            max_silence_s=settings.stream.max_silence_s,
             probe_when_observing=settings.observe.probe,
             transcripts=self.transcripts,
             volatile=self.volatile,

@@ -17,8 +17,6 @@ from time import perf_counter
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol
 
-import orjson
-
 from governor.conversation import AnsweredCall, answered_calls, reply_origins
 from governor.exchange import Exchange, Explain, Purpose
 from governor.governance import Governance
@@ -26,6 +24,7 @@ from governor.records import CallRecord
 from governor.request import Json, untouched
 from governor.transcript import Transcript
 from governor.turn_record import TurnRecord
+from governor_server import exact_json
 from governor_server.access import PREFLIGHT, Access, Caller
 from governor_server.api_errors import ApiError, Headers
 from governor_server.asgi import (
@@ -45,6 +44,7 @@ from governor_server.asgi import (
 from governor_server.balancer import Balancer
 from governor_server.current import SANE_ID, CurrentRequest, current, current_trace, request_id
 from governor_server.governed_chat import GovernedChat
+from governor_server.keep_alive import Sleep
 from governor_server.limits import (
     LimitSettings,
     Slots,
@@ -148,7 +148,8 @@ class Proxy:
     models that are governed otherwise, by tenant and model; by "" and model for tenants of whom nothing is
     said, and for all where `gates_by_tenant` is False.
 
-    `clock` gives seconds since the epoch; `new_id` gives a name for a conversation that has none yet.
+    `clock` gives seconds since the epoch; `sleep` waits for some; `new_id` gives a name for a conversation
+    that has none yet.
     """
 
     upstream: Upstream | Balancer
@@ -160,6 +161,8 @@ class Proxy:
     clock: Callable[[], float]
     new_id: Callable[[], str]
     probe_timeout_s: float = 10.0
+    max_silence_s: float = 4.0
+    sleep: Sleep = asyncio.sleep
     probe_when_observing: bool = True
     by_model: Mapping[tuple[str, str], Governance] = field(default_factory=dict)
     gates_by_tenant: bool = True
@@ -318,8 +321,8 @@ class Proxy:
         if header(scope, b"x-governor") == "off":
             return None
         try:
-            body = orjson.loads(raw)
-        except orjson.JSONDecodeError:
+            body = exact_json.loads(raw)
+        except ValueError:
             return None
         if (request := current.get()) is not None and isinstance(body, dict):
             request.model = str(body.get("model") or "")
