@@ -191,9 +191,6 @@ class GovernedChat:
                     await self._speak(b"".join(out))
                     return event.raw
                 out.append(self._event(event))
-            if self._exchange.complete and not self._exchange.acts:
-                # The end of the message goes out with this piece.
-                await self._keep()
             await self._speak(b"".join(out))
         rest = reader.rest()
         if not self._given_up and (rest or not self._exchange.complete):
@@ -211,6 +208,9 @@ class GovernedChat:
                 raise
 
     async def _speak(self, body: bytes) -> None:
+        if not self._exchange.acts:
+            # The end of the message may be in this piece.
+            await self._keep()
         if body and not self._spoke:
             self._spoke = True
             self._proxy.metrics.time_to_first_token_seconds.observe(perf_counter() - self._start)
