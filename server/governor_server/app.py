@@ -29,6 +29,7 @@ from governor_server.balancer import Balancer, Member, is_healthy
 from governor_server.current import new_name
 from governor_server.dashboard.routes import Dashboard, dashboard_routes, is_of_page, is_private
 from governor_server.errors import SettingsError
+from governor_server.extras import how_to_install
 from governor_server.feedback import EFFECT, FEEDBACK, FeedbackStore, feedback_routes
 from governor_server.gatekeeper import CALIBRATED, Gatekeeper
 from governor_server.metrics import Metrics, process_registry
@@ -294,7 +295,7 @@ def tracing_kind() -> type[Tracing]:
         from governor_server.tracing.tracing import Tracing
     except ImportError as error:
         raise SettingsError(
-            f"tracing.endpoint needs OpenTelemetry ({error}): pip install 'tool-governor[otel]'"
+            f"tracing.endpoint needs OpenTelemetry ({error}): {how_to_install('otel')}"
         ) from None
     return Tracing
 

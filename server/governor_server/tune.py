@@ -8,7 +8,6 @@ evenly over the policies (Bonferroni), so that the best of them may be chosen af
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import json
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -33,14 +32,14 @@ from governor.policies import (
 )
 from governor.rules import RuleSettings
 from governor.standing import Standing, kept
-from governor_server import policies
+from governor_server import extras, policies
 from governor_server.errors import SettingsError
 from governor_server.recorded import Log, LogError
 from governor_server.replay import Recorded, notes, table
 from governor_server.settings import GovernanceSettings, Settings
 
 HEADER = "# Written by `governor tune`"
-NO_SKLEARN = "not fitted: pip install 'tool-governor[calibration]'"
+NO_SKLEARN = f"not fitted: {extras.how_to_install('calibration')}"
 CALIBRATED = "calibrated"
 HEADINGS = ("policy", "setting", "first withheld", "harmful", "at most", "calls saved", "verdict")
 MOST_CONVERSATIONS = 1_000_000
@@ -176,7 +175,7 @@ def calibrated(
     recorded: Recorded, aim: Aim, models: Sequence[str], rules: RuleSettings
 ) -> tuple[dict[str, Standing], Tuned]:
     """The gate of each model, fitted on the log."""
-    if importlib.util.find_spec("sklearn") is None:
+    if extras.missing("calibration"):
         return {}, Tuned(CALIBRATED, "-", {}, None, False, NO_SKLEARN)
     from governor_calibration.renewal import renew
 

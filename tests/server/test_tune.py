@@ -227,7 +227,7 @@ def test_without_scikit_learn_the_others_are_still_tuned(
     """And it says what to install."""
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     output = tuned(capsys, log, "--max-harm", "0.05")
-    assert "pip install 'tool-governor[calibration]'" in output
+    assert "pip install '.[calibration]'" in output
     assert "Recommended: " in output
     assert "Recommended: observe" not in output
 

@@ -8,7 +8,6 @@ a lower priority: a thread would take turns with the requests.
 from __future__ import annotations
 
 import asyncio
-import importlib.util
 import os
 import pickle
 import struct
@@ -31,7 +30,7 @@ from governor.policies import CalibratedPolicy
 from governor.records import CallRecord
 from governor.rules import RuleSettings
 from governor.standing import Standing
-from governor_server import policies
+from governor_server import extras, policies
 from governor_server.replay import Recorded
 from governor_server.settings import GovernanceSettings
 from governor_server.tune import Aim, ByModel, Trials, Tuned, chosen, own_parameters, recommended
@@ -181,7 +180,7 @@ def _calibrated(
 ) -> Tuned | None:
     """The gates as they are, at the thresholds that this bound would certify on the conversations that they
     did not learn from; None where there is no gate."""
-    if not gates or importlib.util.find_spec("sklearn") is None:
+    if not gates or extras.missing("calibration"):
         return None
     from governor_calibration.fit import learned_from
 

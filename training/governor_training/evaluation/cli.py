@@ -121,7 +121,7 @@ def register(subparsers: Any) -> None:
         help="keep the engine's answers there, and use those that are there: the same model only",
     )
     how.add_argument("--no-plots", action="store_true", help="write no pictures")
-    parser.set_defaults(run=_run)
+    parser.set_defaults(run=_run, extra="eval")
 
 
 def _count(text: str) -> int:
