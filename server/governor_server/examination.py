@@ -17,6 +17,7 @@ from governor.errors import GovernorError, ProbeFailed
 from governor.probe import ProbeAnswer, probe_answer, probe_request
 from governor.request import Json
 from governor.turn import Turn
+from governor_server.balancer import shows_health
 from governor_server.diagnosis import Finding, Result
 from governor_server.evidence import Answer, at, excerpt
 from governor_server.settings import Settings
@@ -166,6 +167,8 @@ class Examination:
         if answer.status == 200:
             return Finding(check, OK, "it answers /health")
         meaning = "The governor's own /readyz asks for it, and will call this upstream not ready."
+        if shows_health(answer.status):
+            meaning = "It has no health check: it counts as ready as long as it answers at all."
         return Finding(check, WARN, f"/health: {answer.complaint}", meaning)
 
     async def _check_key(self, check: str) -> Finding:
