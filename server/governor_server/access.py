@@ -97,8 +97,8 @@ class Access:
             raise ApiError(
                 403,
                 "permission_denied",
-                "Without auth.admin_keys this answers to requests from the machine itself only (the host of a "
-                "container is another machine). `governor key` makes the operator's key: put its digest into "
+                "Without auth.admin_keys this answers to requests from the machine itself only, not to the "
+                "host of its container. `governor key` makes the operator's key: put its digest into "
                 "auth.admin_keys (GOVERNOR_AUTH__ADMIN_KEYS), and send the key as a bearer token.",
             )
 

@@ -49,6 +49,7 @@ from governor_server.limits import LimitSettings, Slots, head_size, headers_too_
 from governor_server.logs import fields
 from governor_server.metrics import Metrics
 from governor_server.tenants import conversation_name, qualified
+from governor_server.ungoverned import OTHER_APIS, UngovernedRequests
 from governor_server.upstream import Body, Upstream, UpstreamError, UpstreamResponse, requested
 
 if TYPE_CHECKING:
@@ -108,9 +109,11 @@ class Proxy:
     tracing: Tracing | None = None
     reviews: set[asyncio.Task[None]] = field(default_factory=set)
     slots: Slots = field(init=False)
+    ungoverned: UngovernedRequests = field(init=False)
 
     def __post_init__(self) -> None:
         self.slots = Slots(self.limits)
+        self.ungoverned = UngovernedRequests(self.metrics.count_ungoverned)
 
     async def chat(self, scope: Scope, receive: Receive, send: Send) -> None:
         """POST /v1/chat/completions."""
@@ -188,9 +191,12 @@ class Proxy:
         await until_gone(upload.gone(), self._uploaded(scope, caller, upload, reply))
 
     async def _uploaded(self, scope: Scope, caller: Caller, upload: Upload, reply: Reply) -> None:
+        body = upload.body
+        if scope["method"] == "POST" and (api := OTHER_APIS.get(scope["path"])) is not None:
+            body = self.ungoverned.watched(api, body)
         async with self.slots.place(caller.tenant):
             try:
-                await self._relay(scope, caller, upload.body, reply)
+                await self._relay(scope, caller, body, reply)
             except UpstreamError:
                 # A body that turns out to be too large breaks the request off, as upstream might.
                 if upload.failure is not None:
@@ -224,14 +230,19 @@ class Proxy:
     async def _open(self, scope: Scope, caller: Caller, raw: bytes) -> Exchange | None:
         """The exchange for a request that may be governed, else None."""
         if header(scope, b"x-governor") == "off":
+            self.ungoverned.add_chat(None, raw, off=True)
             return None
         try:
             body = orjson.loads(raw)
         except orjson.JSONDecodeError:
+            self.ungoverned.add_chat(None, raw, off=False)
             return None
         if (request := current.get()) is not None and isinstance(body, dict):
             request.model = str(body.get("model") or "")
-        return await self._exchange(scope, caller.tenant, body) if untouched(body) is None else None
+        if untouched(body) is not None:
+            self.ungoverned.add_chat(body, raw, off=False)
+            return None
+        return await self._exchange(scope, caller.tenant, body)
 
     async def _exchange(self, scope: Scope, tenant: str, body: Json) -> Exchange:
         calls = answered_calls(body["messages"])
