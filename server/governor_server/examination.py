@@ -280,7 +280,7 @@ class Examination:
                 WARN,
                 f"the model wrote a call that is no JSON: {excerpt(turn.content)}",
                 "No parser can read it, which says nothing about the server.",
-                "Give a chat request of your agent with --tools FILE (JSON with `messages` and `tools`).",
+                self._another_sample,
             )
         if any(mark in turn.content for mark in (self._markup.call[0], *PARSERS) if mark):
             seen = f"the call stands in the text: {excerpt(turn.content)}"
@@ -292,7 +292,17 @@ class Examination:
             WARN,
             f"not seen: {cut or 'the model answered instead: ' + excerpt(turn.content)}",
             "That says nothing about the server. Try a request in which this model does call a tool.",
-            "Give a chat request of your agent with --tools FILE (JSON with `messages` and `tools`).",
+            self._another_sample,
+        )
+
+    @property
+    def _another_sample(self) -> str:
+        """What to try where the model does not call a tool, or not well."""
+        if self._sample is SAMPLE:
+            return "Give a chat request of your agent with --tools FILE (JSON with `messages` and `tools`)."
+        return (
+            "The request of --tools did not make this model call a tool: give one of a conversation in which "
+            "it does, with its `messages`, or try another model."
         )
 
     def _garbled(self, text: str) -> bool:
