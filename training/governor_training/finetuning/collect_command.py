@@ -17,7 +17,7 @@ from governor.governance import Governance
 from governor.policies.table import find_kind
 from governor.probe import ProbeSettings
 from governor.spans import Markup
-from governor_training.environment import Environment, NotEnoughTasks
+from governor_training.environment import Environment, NotEnoughTasks, Split, available
 from governor_training.errors import UsageError
 from governor_training.evaluation.cache import HttpUpstream, Upstream
 from governor_training.evaluation.places import Place, api_key, base_governance
@@ -37,11 +37,18 @@ def run(arguments: Sequence[str]) -> int:
         dataset=options.dataset,
         tools=options.tools,
         score_by=options.scorer,
+        right=options.right,
         upstream=options.upstream,
         model=options.model,
     )
     console = Console()
     try:
+        there = available(place.environment, options.tasks, options.seed, Split.TRAIN)
+        if not there:
+            raise NotEnoughTasks(f"{place.environment.name} has no training tasks", 0)
+        if there < options.tasks:
+            console.print(f"{place.environment.name} has {there} training tasks: all of them are played.")
+            options.tasks = there
         found = asyncio.run(_collect(options, place, console))
     except NotEnoughTasks as error:
         raise UsageError(f"{error} (use fewer --tasks)") from None

@@ -35,6 +35,7 @@ def run(arguments: Sequence[str]) -> int:
     """Raises `UsageError`."""
     options = parsers.diagnose().parse_args(arguments)
     console = Console()
+    console = console if console.is_terminal else Console(width=140)
     settings = RewardSettings(dead_zone=options.dead_zone)
     valued: list[Case] = []
     labelled: list[Case] = []

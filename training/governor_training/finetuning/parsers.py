@@ -24,6 +24,7 @@ examples:
   governor train collect --out logs.jsonl                        the bundled atlas, 1000 training tasks
   governor train collect --policy threshold --out governed.jsonl    with calls withheld
   governor train collect --upstream http://gpu-box:8000 --environment my_package.tasks:make --out logs.jsonl
+  governor train collect --upstream URL --dataset questions.jsonl --tools my_tools.py --out logs.jsonl
 
 Without --upstream the model runs in this process. Without --policy nothing is withheld, and every call is
 labelled by a pair of forced answers.
@@ -43,10 +44,16 @@ def collect() -> CommandParser:
     parser.add_argument("--dataset", type=Path, metavar="FILE", help="questions and answers instead")
     parser.add_argument("--tools", metavar="MODULE", help="the module with the data set's tools")
     parser.add_argument("--scorer", default="contains", help="of the data set's answers (contains)")
+    parser.add_argument(
+        "--right",
+        type=float,
+        metavar="SCORE",
+        help="the score from which an answer is right (1; with f1: 0.5)",
+    )
     parser.add_argument("--upstream", metavar="URL", help="a server to ask (a model in this process)")
     parser.add_argument("--model", metavar="NAME", help="served name with --upstream, else a folder")
     parser.add_argument("--policy", metavar="NAME", help="withhold calls by it (nothing is withheld)")
-    parser.add_argument("--tasks", type=int, default=1000, help="training tasks (1000)")
+    parser.add_argument("--tasks", type=int, default=1000, help="training tasks, at most (1000)")
     parser.add_argument("--rollouts", type=int, default=1, help="conversations of each task (1)")
     parser.add_argument("--seed", type=int, default=1, help="which tasks (1)")
     parser.add_argument("--temperature", type=float, default=1.0, help="of the agent (1.0)")

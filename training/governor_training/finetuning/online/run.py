@@ -68,6 +68,9 @@ class OnlineArguments:
     )
     tools: str | None = field(default=None, metadata={"help": "the module (or file.py) with its tools"})
     scorer: str = field(default="f1", metadata={"help": "exact, contains, f1 or module:function"})
+    right: float | None = field(
+        default=None, metadata={"help": "the score from which an answer is right (1; with f1: 0.5)"}
+    )
     tasks: int = field(default=512, metadata={"help": "training tasks"})
     tasks_seed: int = field(default=1, metadata={"help": "which ones"})
     eval_tasks: int = field(default=0, metadata={"help": "held-out tasks, for eval_strategy steps"})
@@ -104,7 +107,11 @@ def run(options: OnlineArguments, config: EntropyGRPOConfig, model: ModelConfig)
     """Trains, and writes the model, `run.json` and the checkpoints to the configuration's `output_dir`.
     Returns what is in `run.json`. Raises `TrainingError`."""
     environment = environment_of(
-        options.environment, Path(options.dataset) if options.dataset else None, options.tools, options.scorer
+        options.environment,
+        Path(options.dataset) if options.dataset else None,
+        options.tools,
+        options.scorer,
+        options.right,
     )
     chosen = method(options.reward)
     _check(options, config, chosen)
