@@ -18,7 +18,8 @@ FITTED = (CALIBRATED, FORECAST)
 """The policies that learn from training tasks."""
 FEWEST_CALLS, MOST_CALLS = 1, 4
 """Calls of a task between which the estimate of the requests lies."""
-TIMED_ARMS = 3
+TIMED = ("ungoverned", "threshold", CALIBRATED)
+"""The arms that are played through real servers; the last one where there is a gate."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +46,8 @@ def extent(plan: Plan, environment: Environment, *, chosen_split: bool) -> Exten
     if learn < min(plan.learn, least) and not asked_for:
         learn = 0
         if plan.policies is None:
-            plan = replace(plan, policies=(*POLICIES, PRUNED))
+            others = tuple(name for name in (*POLICIES, PRUNED) if name not in FITTED)
+            plan = replace(plan, policies=others)
             says.append(
                 f"{CALIBRATED} and {FORECAST} are left out: they learn from training tasks, and with fewer "
                 f"than {least} no gate can be certified (--max-harm {plan.max_harm:g})."
@@ -85,17 +87,21 @@ def _intended(plan: Plan, environment: Environment) -> Iterator[str]:
         f"{environment.name}: {learned} {plan.tasks:,} {kind}tasks ({seeds} seed{'s' * (seeds > 1)}) without "
         f"a governor, and under {settings} settings of {names}."
     )
-    low, high = (requests(plan, calls) for calls in (FEWEST_CALLS, MOST_CALLS))
-    timed = f", the {min(plan.timed, plan.tasks):,} timed tasks included" if plan.timed else ""
-    memory = "" if plan.temperature else " What was asked before is answered from memory."
+    memory = "" if plan.temperature else ", since what was asked before is answered from memory"
     yield (
-        f"That asks upstream about {low:,} to {high:,} times, where a task takes {FEWEST_CALLS} to "
-        f"{MOST_CALLS} calls{timed}.{memory}"
+        f"That asks upstream about {requests(plan, FEWEST_CALLS, new=False):,} to "
+        f"{requests(plan, MOST_CALLS, new=True):,} times (a task of {FEWEST_CALLS} to {MOST_CALLS} calls"
+        f"{memory})."
     )
+    if plan.timed:
+        arms = len(TIMED) if plan.learn else len(TIMED) - 1
+        timed = min(plan.timed, plan.tasks)
+        yield f"Then {timed:,} tasks go through real servers, {arms} times each, to see how long they take."
 
 
-def requests(plan: Plan, calls: int) -> int:
-    """About how many requests upstream gets where each task takes so many calls.
+def requests(plan: Plan, calls: int, *, new: bool) -> int:
+    """About how many requests upstream gets where each task takes so many calls, those for the time left out.
+    `new`: the policies ask for what was not asked before.
 
     A task alone asks for each message, and for a forced answer before and after each call. The true value of
     a call is the rest of the conversation played without it; and a policy that withholds it asks for about
@@ -105,10 +111,10 @@ def requests(plan: Plan, calls: int) -> int:
     messages = calls + 1
     alone = messages + 2 * calls
     truth = plan.continuations * calls * messages // 2
-    swept = setting_count(plan.policies) * alone
-    if not plan.temperature:
+    swept = 0
+    if plan.temperature:
+        swept = setting_count(plan.policies) * alone
+    elif new:
         pruned = plan.policies is None or PRUNED in plan.policies
         swept = calls * messages + (len(PRUNING) - 1) * calls * pruned
-    played = plan.tasks * len(plan.seeds) * (alone + truth + swept)
-    timed = TIMED_ARMS * min(plan.timed, plan.tasks) * (messages + calls)
-    return plan.learn * alone + played + timed
+    return plan.learn * alone + plan.tasks * len(plan.seeds) * (alone + truth + swept)

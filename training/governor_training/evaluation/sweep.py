@@ -63,7 +63,7 @@ def measuring(base: Governance) -> Governance:
 def setting_count(policies: Iterable[str] | None) -> int:
     """How many settings `points` has."""
     counts = {CALIBRATED: len(MAX_HARMS), FORECAST: len(FORECASTS), PRUNED: len(PRUNING)}
-    names = [*POLICIES, *counts] if policies is None else list(dict.fromkeys(policies))
+    names = dict.fromkeys([*POLICIES, *counts] if policies is None else policies)
     return sum(counts[name] if name in counts else len(_values(POLICIES[name])) for name in names)
 
 

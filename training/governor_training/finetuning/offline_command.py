@@ -26,6 +26,8 @@ def run(arguments: Sequence[str]) -> int:
     summary = train(*found)
     for name, value in summary.items():
         print(f"{name:24} {value:,.4g}" if isinstance(value, float) else f"{name:24} {value}")
+    training = found[4]
+    print(f"Model: {training.output_dir}")
     return 0
 
 
