@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[2]
 MODULES = sorted({name.partition(".")[0] for names in extras.MODULES.values() for name in names})
 
 COMMANDS = {
-    "atlas evaluate": "eval",
+    "atlas evaluate": "training",
     "atlas train": "training",
     "demo": "demo",
     "eval": "eval",
@@ -114,6 +114,39 @@ def test_the_modules_of_each_extra_are_those_that_it_installs() -> None:
         tops = {module.partition(".")[0] for module in listed}
         for name in distributions(extra):
             assert tops & modules_of.get(name, {name}), (extra, name)
+
+
+@pytest.mark.parametrize(
+    ("extra", "statement"),
+    [
+        ("demo", "from governor_training.atlas import demo, live, picture"),
+        ("eval", "import governor_training.evaluation.run, governor_training.evaluation.plots"),
+        ("eval", "import governor_training.atlas.environment, governor_training.files.environment"),
+        ("report", "import governor_server.report.traffic, governor_server.report.document"),
+        ("calibration", "import governor_calibration.fit, governor_calibration.renewal"),
+    ],
+)
+def test_an_extra_is_all_that_its_command_needs(extra: str, statement: str) -> None:
+    """Whoever installs what the hint names must not meet the next hint, or a traceback."""
+    own = {name.partition(".")[0] for name in extras.MODULES[extra]} | {"numpy"}
+    hidden = sorted(set(MODULES) - own) + ([] if "sklearn" in own else ["scipy"])
+    # A finder, since SciPy looks into `sys.modules` for what others have imported.
+    program = (
+        "import sys\n"
+        "class Hidden:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        f"        if name.partition('.')[0] in {hidden!r}:\n"
+        "            raise ModuleNotFoundError(f'No module named {name!r}', name=name)\n"
+        "sys.meta_path.insert(0, Hidden())\n"
+        f"{statement}\n"
+    )
+    stack = (
+        "import argparse; from governor_training.atlas import cli\n"
+        "cli._stack(argparse.Namespace(model=None, upstream='http://gpu:8000'))\n"
+    )
+    program += stack if extra == "demo" else ""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 def test_nothing_hints_at_a_package_index() -> None:

@@ -69,7 +69,7 @@ def register(subparsers: Any) -> None:
     )
     evaluate.add_argument("--seed", type=int, default=DEMO_SEED)
     evaluate.add_argument("--out", type=Path, default=Path("build/atlas"), help="folder for results")
-    evaluate.set_defaults(run=_evaluate, extra="eval")
+    evaluate.set_defaults(run=_evaluate, extra="training")
 
 
 def _add_engine_arguments(parser: argparse.ArgumentParser) -> None:
@@ -174,8 +174,7 @@ def _live(options: argparse.Namespace) -> int:
 def _stack(options: argparse.Namespace) -> Stack:
     from governor_training.atlas.environment import AtlasEnvironment, bundled_model
     from governor_training.local import Served, Stack
-    from governor_training.pretraining.tokenizer import VOCABULARY
 
     _end_like_ctrl_c()
     model = options.model or bundled_model()
-    return Stack(Served("atlas", model, options.upstream, vocab_size=VOCABULARY), AtlasEnvironment())
+    return Stack(Served("atlas", model, options.upstream), AtlasEnvironment())
