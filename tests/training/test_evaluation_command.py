@@ -6,12 +6,14 @@ import asyncio
 import json
 import os
 import re
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 from aiohttp import web
 
+from governor_server.engine import free_port
 from tests.training.toy import ToyModel
 
 ROOT = Path(__file__).parents[2]
@@ -134,3 +136,23 @@ async def test_fifteen_questions_are_enough(tmp_path: Path) -> None:
     assert not any(name.startswith(("calibrated", "forecast")) for name in points)
     assert set(summary["real_servers"]) == {"ungoverned", "threshold"}
     assert sorted(os.listdir(out)) == ["calls.jsonl", "summary.json", "tables.md"]
+
+
+@pytest.mark.parametrize(
+    "command",
+    ["demo", "live", "eval --environment tests.training.toy:Toy --tasks 3 --learn 3"],
+)
+def test_a_server_that_does_not_run_is_told_in_a_line(command: str, tmp_path: Path) -> None:
+    """At once: nobody waits for a governor that waits for it."""
+    port = free_port("127.0.0.1", 0)
+    url = f"http://127.0.0.1:{port}"
+    given = [*command.split(), "--upstream", url, "--out", str(tmp_path)]
+    done = subprocess.run(
+        [sys.executable, "-m", "governor_server.cli", *given],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"governor: nothing answers at {url}") and done.stderr.count("\n") == 1
