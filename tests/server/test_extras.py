@@ -116,6 +116,7 @@ def test_the_modules_of_each_extra_are_those_that_it_installs() -> None:
             assert tops & modules_of.get(name, {name}), (extra, name)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("extra", "statement"),
     [
