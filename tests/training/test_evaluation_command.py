@@ -112,6 +112,7 @@ async def test_what_was_found_is_not_lost_with_the_seconds(tmp_path: Path) -> No
     assert "threshold" in {one["policy"] for one in summary["policies"]} and not summary["real_servers"]
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(600)
 async def test_fifteen_questions_are_enough(tmp_path: Path) -> None:
     """A new user has a few questions: all of them are played, what cannot learn from so few is left out, and
@@ -140,6 +141,7 @@ async def test_fifteen_questions_are_enough(tmp_path: Path) -> None:
     assert sorted(os.listdir(out)) == ["calls.jsonl", "summary.json", "tables.md"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "command",
     ["demo", "live", "eval --environment tests.training.toy:Toy --tasks 3 --learn 3"],
