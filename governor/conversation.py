@@ -53,7 +53,7 @@ class AnsweredCall:
         return origin(self.asked, self.signature)
 
     def outcome(self, failures: Patterns = ()) -> Outcome:
-        """How it ended; `failures` are the operator's own patterns of failed results."""
+        """How it ended; `failures` as for `outcome_of`."""
         return outcome_of(self.message, _text(self.message.get("content")), failures)
 
     @cached_property

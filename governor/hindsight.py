@@ -166,8 +166,8 @@ def _evidence(records: Sequence[CallRecord], record: CallRecord) -> Evidence:
         last=executed[-1] if executed else None,
         model=record.model,
         schema=record.schema,
-        signals=figures or None,
         volatile=_reason(record) == Reason.VOLATILE,
+        signals=figures or None,
     )
 
 

@@ -6,7 +6,7 @@ import asyncio
 import importlib.metadata
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
@@ -25,7 +25,7 @@ from governor.outcomes import Effect, effect_of
 from governor.standing import told
 from governor_server.access import Access
 from governor_server.api_errors import ApiError, described
-from governor_server.asgi import Receive, Reply, Scope, Send
+from governor_server.asgi import Receive, Reply, Scope, Send, in_time
 from governor_server.balancer import Balancer, Member, is_healthy
 from governor_server.current import new_name
 from governor_server.dashboard.routes import Dashboard, dashboard_routes, is_of_page, is_private
@@ -33,6 +33,7 @@ from governor_server.errors import SettingsError
 from governor_server.feedback import EFFECT, FEEDBACK, FeedbackStore, feedback_routes
 from governor_server.gatekeeper import CALIBRATED, Gatekeeper
 from governor_server.metrics import Metrics, process_registry
+from governor_server.paths import is_chat
 from governor_server.proxy import Proxy
 from governor_server.settings import Settings, TracingSettings
 from governor_server.shared import Shared, lease_s
@@ -45,7 +46,6 @@ from governor_server.volatile import VolatileTools
 if TYPE_CHECKING:
     from governor_server.tracing.tracing import Tracing
 
-CHAT = "/v1/chat/completions"
 METRICS = "/metrics"
 OPEN = frozenset({"/healthz", "/readyz"})
 """Routes that tell nothing but whether the proxy works."""
@@ -147,6 +147,7 @@ class GovernorApp:
             clock=time.time,
             new_id=new_name,
             probe_timeout_s=settings.probe.timeout_s,
+            max_silence_s=settings.stream.max_silence_s,
             probe_when_observing=settings.observe.probe,
             transcripts=self.transcripts,
             volatile=self.volatile,
@@ -178,7 +179,7 @@ class GovernorApp:
         elif scope["type"] == "websocket":
             await receive()
             await send({"type": "websocket.close", "code": 1003, "reason": "websockets are not proxied"})
-        elif scope["path"] == CHAT and scope["method"] == "POST":
+        elif scope["method"] == "POST" and is_chat(scope["path"]):
             await self.proxy.chat(scope, receive, send)
         elif scope["path"] in OWN or is_of_page(scope["path"]):
             await self._own_route(scope, receive, send)
@@ -198,7 +199,7 @@ class GovernorApp:
             self.metrics.refused_requests_total.labels(error.type).inc()
             await Reply(send).error(error)
         else:
-            await self._own(scope, receive, send)
+            await self._own(scope, in_time(receive, self.settings.limits), send)
 
     def _traced(self, given: TracingSettings) -> Tracing | None:
         if given.endpoint is None:
@@ -215,17 +216,18 @@ class GovernorApp:
     def _balanced(self, url: str) -> Upstream | Balancer:
         """The server at `url`, and its replicas if there are any."""
         given = self.settings.upstream
-        main = Member(self._server(url))
+        every = [url, *(replica.url for replica in given.replicas)]
+        main = Member(self._server(url, every))
         if not given.replicas:
             return main.upstream
-        others = [Member(self._server(replica.url), replica.weight) for replica in given.replicas]
+        others = [Member(self._server(replica.url, every), replica.weight) for replica in given.replicas]
 
         def show(url: str, healthy: bool) -> None:
             self.metrics.upstream_up.labels(url).set(healthy)
 
         return Balancer([main, *others], given.health_interval_s, show)
 
-    def _server(self, url: str) -> Upstream:
+    def _server(self, url: str, every: Sequence[str]) -> Upstream:
         given = self.settings.upstream
         return Upstream(
             url,
@@ -234,6 +236,7 @@ class GovernorApp:
             read_timeout_s=given.read_timeout_s,
             pool_timeout_s=given.pool_timeout_s,
             max_connections=given.max_connections,
+            same=every,
         )
 
     def compared(self) -> Effect:

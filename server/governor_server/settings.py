@@ -250,6 +250,12 @@ class TracingSettings(Section):
     content: bool = False
 
 
+class StreamSettings(Section):
+    """What a client hears while the governor holds a part of its stream back."""
+
+    max_silence_s: Seconds = 4.0
+
+
 class PriceSettings(Section):
     """What tokens and tool calls cost, for the dashboard."""
 
@@ -287,6 +293,7 @@ class Settings(BaseSettings):
     probe: ProbeSettings = ProbeSettings()
     tools: ToolSettings = ToolSettings()
     markup: MarkupSettings = MarkupSettings()
+    stream: StreamSettings = StreamSettings()
     store: StoreSettings = Field(default_factory=StoreSettings)
     tracing: TracingSettings = TracingSettings()
     prices: PriceSettings = PriceSettings()

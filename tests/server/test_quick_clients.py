@@ -15,6 +15,7 @@ from benchmarks.conversations import COURSE, MODES, SCHEMES, Model, calls, conve
 from governor.records import CallRecord
 from tests.server.bodies import answer, assembled
 from tests.server.scripted_upstream import EVENTS, HANG, Answer, Proxied, proxied, scripted
+from tests.server.waiting import eventually
 from tests.wire.generated import Generated, chat, made, stream_bytes
 
 BOTH = pytest.mark.parametrize("stream", [False, True])
@@ -92,9 +93,7 @@ async def test_a_client_that_leaves_with_its_message_cancels_no_review(stream: b
                 received += await response.content.readany()
             (record,) = store.recent(9)
             response.close()
-        async with asyncio.timeout(20):
-            while not store.latest(record).judged:  # noqa: ASYNC110
-                await asyncio.sleep(0.01)
+        await eventually(lambda: store.latest(record).judged)
         assert store.latest(record).probe_before is not None
 
 
