@@ -151,6 +151,7 @@ class Ledger:
 
     def returned(self) -> tuple[CallRecord, ...]:
         """The known records of the calls whose results came with this request, with what these say."""
+        failures = self._judge.catalog.failures
         return tuple(
             replace(
                 known.record,
