@@ -39,7 +39,7 @@ from tests.governor.test_exchange import (
 from tests.wire.generated import Generated, chat, made
 
 RULES = replace(ENFORCE, policy=RulesPolicy())
-VOLATILE = replace(RULES, catalog=CATALOG.with_volatile({"lookup"}))
+VOLATILE = replace(RULES, catalog=CATALOG.with_volatile(["lookup"]))
 CALLING = Generated(calls=[NORWAY])
 
 
