@@ -12,13 +12,13 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from functools import cached_property
 from typing import Any, Final
 
-from governor.calls import CallSignature, ToolCall, ToolCatalog, ToolEffect, digest
+from governor.calls import CallForm, CallSignature, ToolCall, ToolCatalog, ToolEffect, digest
 from governor.notices import is_notice
 
 
@@ -126,8 +126,8 @@ def _words(content: object) -> str:
 def executed_calls(messages: Sequence[Any], catalog: ToolCatalog) -> tuple[ExecutedCall, ...]:
     """The calls of the history in the order they were made.
 
-    A result that belongs to no call of the history stands for a call of unknown effect. Messages of any
-    other shape are passed over.
+    A result that belongs to no call of the history stands for a call of unknown effect, and a call in a form
+    that is not known for an effectful one. Messages of any other shape are passed over.
     """
     users = sum(_role(message) == "user" for message in messages)
     found: list[ExecutedCall] = []
@@ -151,14 +151,14 @@ def withheld_signatures(messages: Sequence[Any]) -> frozenset[CallSignature]:
         if _role(message) == "assistant":
             proposed.update((call.id, call) for call in _calls(message))
         elif _role(message) == "tool" and is_notice(_text(message.get("content"))):
-            call = proposed.get(str(message.get("tool_call_id")))
+            call = proposed.get(_identity(message.get("tool_call_id")))
             withheld.update([call.signature] if call else ())
     return frozenset(withheld)
 
 
 def pending_calls(calls: Sequence[ToolCall], catalog: ToolCatalog) -> tuple[ExecutedCall, ...]:
     """Calls proposed but not yet executed, as history: what the siblings of a parallel call are to it."""
-    return tuple(ExecutedCall(call, "", Outcome.PENDING, catalog.effect(call.name)) for call in calls)
+    return tuple(ExecutedCall(call, "", Outcome.PENDING, catalog.effect_of(call)) for call in calls)
 
 
 def step(messages: Sequence[Any]) -> int:
@@ -167,16 +167,42 @@ def step(messages: Sequence[Any]) -> int:
 
 
 def _settle(found: list[ExecutedCall], message: Mapping[str, Any], users: int) -> None:
-    """Gives the newest call with this message's id its result."""
-    identity = str(message.get("tool_call_id"))
+    """Gives the call that this message answers its result."""
     result = _text(message.get("content"))
     outcome = _outcome(message, result)
-    for place in range(len(found) - 1, -1, -1):
-        if found[place].call.id == identity:
-            found[place] = replace(found[place], result=result, outcome=outcome)
-            return
-    orphan = ToolCall(identity, 0, str(message.get("name") or ""), "")
+    if (place := _answered_place(found, message)) is not None:
+        found[place] = replace(found[place], result=result, outcome=outcome)
+        return
+    orphan = ToolCall(_identity(message.get("tool_call_id")), 0, _string(message.get("name")), "")
     found.append(ExecutedCall(orphan, result, outcome, ToolEffect.UNKNOWN, users))
+
+
+def _answered_place(found: Sequence[ExecutedCall], message: Mapping[str, Any]) -> int | None:
+    """The place of the call that a message answers.
+
+    By its id, of the newest message that has it: clients number the calls of each message anew. Of several in
+    one message it is the first without a result, or the last. A result without an id answers the first call
+    without a result, one of its name if it has one.
+    """
+    identity, name = _identity(message.get("tool_call_id")), _string(message.get("name"))
+    match = None
+    for place in range(len(found) - 1, -1, -1):
+        executed = found[place]
+        pending = executed.outcome is Outcome.PENDING
+        same = executed.call.id == identity if identity else pending and name in ("", executed.call.name)
+        if same and (match is None or pending):
+            match = place
+        if executed.call.index == 0 and (match is not None or not identity):
+            break
+    return match
+
+
+def _identity(id: object) -> str:
+    return "" if id is None else str(id)
+
+
+def _string(value: object) -> str:
+    return value if isinstance(value, str) else ""
 
 
 def _role(message: object) -> object:
@@ -184,18 +210,26 @@ def _role(message: object) -> object:
 
 
 def _calls(message: Mapping[str, Any]) -> tuple[ToolCall, ...]:
-    return tuple(_read_calls(message.get("tool_calls")))
+    """The calls that an assistant message makes: each entry is one, and so is the legacy `function_call`."""
+    entries = message.get("tool_calls") or ()
+    listed = entries if isinstance(entries, list | tuple) else (entries,)
+    calls = [_read_call(entry, index) for index, entry in enumerate(listed)]
+    if legacy := message.get("function_call"):
+        calls.append(_read_call({"function": legacy}, len(calls)))
+    return tuple(calls)
 
 
-def _read_calls(tool_calls: object) -> Iterator[ToolCall]:
-    if not isinstance(tool_calls, Sequence):
-        return
-    for index, entry in enumerate(tool_calls):
-        function = entry.get("function") if isinstance(entry, Mapping) else None
-        if isinstance(function, Mapping):
-            arguments = function.get("arguments") or ""
-            text = arguments if isinstance(arguments, str) else json.dumps(arguments, default=str)
-            yield ToolCall(str(entry.get("id")), index, str(function.get("name")), text)
+def _read_call(entry: object, index: int) -> ToolCall:
+    """A call whose shape is not understood may have done anything."""
+    fields: Mapping[str, Any] = entry if isinstance(entry, Mapping) else {}
+    id = _identity(fields.get("id"))
+    for form, key in ((CallForm.FUNCTION, "arguments"), (CallForm.CUSTOM, "input")):
+        body = fields.get(form.value)
+        if isinstance(body, Mapping):
+            given = body.get(key) or ""
+            text = given if isinstance(given, str) else json.dumps(given, default=str)
+            return ToolCall(id, index, _string(body.get("name")), text, form)
+    return ToolCall(id, index, _string(fields.get("name")), "", CallForm.OTHER)
 
 
 def _text(content: object) -> str:

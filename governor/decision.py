@@ -48,6 +48,7 @@ class Reason(StrEnum):
     NO_LOGPROBS = "no_logprobs"
     OBSERVE_MODE = "observe_mode"
     POLICY_ERROR = "policy_error"
+    UNFINISHED = "unfinished"
     EXPLORATION = "exploration"
     UNCERTIFIED = "uncertified"
     LIKELY_USELESS = "likely_useless"
@@ -132,6 +133,7 @@ _BECAUSE: Final = {
     Reason.PROBE_FAILED: "the probe gave no answer",
     Reason.REPLACEMENT_FAILED: "what was to take its place could not be generated",
     Reason.NO_LOGPROBS: "upstream sent no logprobs",
+    Reason.UNFINISHED: "the message was not whole",
     Reason.OBSERVE_MODE: "the governor only observes",
     Reason.POLICY_ERROR: "the policy failed",
     Reason.EXPLORATION: "it was drawn to be let through, to see whether withholding it would be right",

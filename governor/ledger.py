@@ -133,7 +133,7 @@ class Ledger:
             return first.forced
         if first.turn.calls or first.turn.reasoning or first.turn.malformed or not first.turn.measured:
             return None
-        return first.turn.as_answer() if self._body.get("temperature") == 0 else None
+        return first.turn.as_answer(self._judge.tool_names) if self._body.get("temperature") == 0 else None
 
 
 def _counted(usage: object) -> dict[str, int]:

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final
 
-from governor.calls import ToolCall
-from governor.errors import CallsMalformed, LogprobsMalformed
-from governor.probe import ProbeAnswer
+from governor.calls import CallForm, ToolCall
+from governor.errors import CallsMalformed, LogprobsMalformed, ProbeFailed
+from governor.markup import answer_part, reads_as_call
+from governor.probe import ProbeAnswer, answer_of
 from governor.request import Json
-from governor.spans import Markup, Span, SpanKind, mean_entropy, segment, spans
+from governor.spans import Markup, Span, SpanKind, segment, spans
 from governor.tokens import Token, Unread, tokens_from_logprobs
 
 REASONING_KEYS = ("reasoning", "reasoning_content")
@@ -22,8 +23,9 @@ MOST_UNREAD = 64
 """Pieces of logprobs that are kept unread, beyond which the oldest is read for each that comes: all of them
 at once would hold up other requests, and unread they take four times the memory."""
 
-CALL_KEYS = ('"name"', '"function"', '"arguments"', "<function=")
-"""How the body of a call begins."""
+WHOLE: Final = frozenset({"stop", "tool_calls", "function_call"})
+"""Upstream's words for a message that the model ended itself. Whatever else it says (`length`, `abort`,
+`content_filter`, `repetition`, a word of a later version), something may be missing."""
 
 
 @dataclass(slots=True)
@@ -31,6 +33,10 @@ class _CallParts:
     id: str = ""
     name: str = ""
     arguments: list[str] = field(default_factory=list)
+    form: CallForm = CallForm.OTHER
+
+    def call(self, index: int) -> ToolCall:
+        return ToolCall(self.id, index, self.name, "".join(self.arguments), self.form)
 
 
 class Turn:
@@ -49,6 +55,7 @@ class Turn:
         self._content: list[str] = []
         self._reasoning: list[str] = []
         self._calls: dict[int, _CallParts] = {}
+        self._legacy_call = _CallParts()
         self.reasoning_key = REASONING_KEYS[0]
         self.has_text = False
         self.malformed = False
@@ -82,6 +89,9 @@ class Turn:
 
     def _add(self, message: Json, choice: Json) -> None:
         self._spans = None
+        if isinstance(legacy := message.get("function_call"), Mapping):
+            self._legacy_call.name += self._text(legacy.get("name"))
+            self._legacy_call.arguments.append(self._text(legacy.get("arguments")))
         if content := message.get("content"):
             self._content.append(self._text(content))
             self.has_text = self.has_text or bool(self._content[-1].strip())
@@ -101,13 +111,15 @@ class Turn:
         two calls that nobody can tell apart: an effectful one might be taken for a part of another."""
         parts = self._calls.setdefault(index, _CallParts())
         self.malformed = self.malformed or not isinstance(index, int)
-        function: Json = delta.get("function") or {}
+        form = CallForm.CUSTOM if delta.get("custom") else CallForm.FUNCTION
+        body: Json = delta.get(form.value) or {}
+        parts.form = form if body else parts.form
         id = self._text(delta.get("id")) or parts.id
-        name = self._text(function.get("name")) or parts.name
+        name = self._text(body.get("name")) or parts.name
         if (parts.id and id != parts.id) or (parts.name and name != parts.name):
             raise CallsMalformed("calls", "two calls under one index")
         parts.id, parts.name = id, name
-        parts.arguments.append(self._text(function.get("arguments")))
+        parts.arguments.append(self._text(body.get("input" if form is CallForm.CUSTOM else "arguments")))
 
     def _text(self, piece: object) -> str:
         """A piece of upstream's as text, "" for what is none."""
@@ -162,11 +174,19 @@ class Turn:
 
     @property
     def calls(self) -> tuple[ToolCall, ...]:
+        """The calls; the one of the legacy `function_call`, which was not asked for, comes last and is of a
+        form that nobody knows."""
         # Places that are no numbers have no order among themselves.
         items = self._calls.items() if self.malformed else sorted(self._calls.items())
-        return tuple(
-            ToolCall(parts.id, index, parts.name, "".join(parts.arguments)) for index, parts in items
-        )
+        calls = tuple(parts.call(index) for index, parts in items)
+        if not self._legacy_call.arguments:
+            return calls
+        return (*calls, self._legacy_call.call(calls[-1].index + 1 if calls and not self.malformed else 0))
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether the model ended the message itself, and no call lacks a part of its arguments."""
+        return self.finish_reason in WHOLE and all(call.is_whole for call in self.calls)
 
     def tool_name(self, index: int) -> str:
         """The tool of the call at `index`, as far as it is known; "" before that."""
@@ -213,28 +233,26 @@ class Turn:
                 return found[max(place - 1, 0)].start
         return len(self.tokens)
 
-    @property
-    def is_disguised_call(self) -> bool:
-        """Whether the text is a call written out, as small models do when the marker of a call is banned."""
-        body = self.content.strip().strip("`").removeprefix("json").lstrip(" \n[{")
-        marker = self._markup.call[0]
-        return bool(marker and marker in self.content) or body.startswith(CALL_KEYS)
+    def is_answer(self, tools: Collection[str]) -> bool:
+        """Whether there is text, and it is neither a call written out nor a thought, from a model that was
+        offered `tools`."""
+        answer = answer_part(self.content, self._markup)
+        if answer is None or not answer.strip():
+            return False
+        return not reads_as_call(answer, tools, self._markup)
 
-    def as_answer(self) -> ProbeAnswer | None:
-        """The text of the turn as an answer that nobody forced; None if it has none."""
-        answer = segment(self.tokens, self.spans(), {SpanKind.CONTENT})
-        if not answer:
+    def as_answer(self, tools: Collection[str]) -> ProbeAnswer | None:
+        """The text of the turn as an answer that nobody forced; None if it is none."""
+        try:
+            return answer_of(
+                self.content,
+                segment(self.tokens, self.spans(), {SpanKind.CONTENT}),
+                finished=self.finish_reason == "stop",
+                tools=tools,
+                markup=self._markup,
+            )
+        except ProbeFailed:
             return None
-        return ProbeAnswer(
-            text=self.content.strip(),
-            finished=self.finish_reason == "stop",
-            mean_entropy=mean_entropy(answer) or 0.0,
-            max_entropy=max(token.entropy.value for token in answer),
-            least_margin=min(token.margin for token in answer),
-            logprob=sum(token.logprob for token in answer),
-            tokens=len(answer),
-            prompt_tokens=0,
-        )
 
 
 def _entries(logprobs: Json | Unread) -> Sequence[Json]:
