@@ -170,6 +170,9 @@ TOOL_PARSERS: Final = (
     ToolParser("xlam", ("[TOOL_CALLS]", "<tool_call>"), "", bare=True),
 )
 
+_COMMON: Final = ("hermes", "qwen3_coder", "mistral", "llama3_json")
+"""The first choice among parsers that open a call alike."""
+
 BY_NAME: Final = {parser.name: parser for parser in TOOL_PARSERS}
 
 REASONING_MARKERS: Final = (
@@ -183,11 +186,21 @@ REASONING_MARKERS: Final = (
     ("<|channel>thought", "<channel|>"),
     ("<|channel|>analysis", "<|channel|>final"),
     ("<|START_THINKING|>", "<|END_THINKING|>"),
-    ("<|content_thinking|>", "<|end_message|>"),
     ("<|open|>think<|sep|>", "<|close|>think<|sep|>"),
     ("<|plamo:begin_think:plamo|>", "<|plamo:end_think:plamo|>"),
-    ("to=self<|message|>", "<|eom|>"),
     ("Here is my thought process:", "Here is my response:"),
     ("Here's my thought process:", "Here's my response:"),
 )
-"""What opens and closes a thought, from `vllm/reasoning` and `vllm/parser` of the same version."""
+"""What opens and closes a thought, from `vllm/reasoning` and `vllm/parser` of the same version: the pairs
+whose closing marker closes nothing else."""
+
+
+def parser_of(text: str) -> ToolParser | None:
+    """The parser that most likely reads the call written in `text`: most of its markers are there."""
+    found = [parser for parser in TOOL_PARSERS if any(marker in text for marker in parser.opening)]
+    return max(found, key=lambda parser: _fit(parser, text), default=None)
+
+
+def _fit(parser: ToolParser, text: str) -> tuple[int, int, bool]:
+    there = sum(marker in text for marker in parser.opening)
+    return there, there - len(parser.opening), parser.name in _COMMON

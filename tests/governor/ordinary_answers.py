@@ -59,7 +59,7 @@ ANSWERS = (
     "```json\n[1, 2, 3]\n```",
     'Here is the JSON:\n```json\n{"name": "Oslo", "country": "Norway"}\n```\nThat is all.',
     "```python\ndef add(a, b):\n    return a + b\n\nprint(add(2, 3))\n```",
-    "```python\nimport json\ndata = json.loads(text)\nfor key, value in data.items():\n    print(key, value)\n```",
+    "```python\nimport json\nfor key, value in json.loads(text).items():\n    print(key, value)\n```",
     "```python\nfrom functools import partial, lru_cache\n\n@lru_cache(maxsize=None)\ndef fib(n): ...\n```",
     "```js\nconst f = async (x) => ({ ...x, done: true });\nawait fetch(`/api/${id}`);\n```",
     '```bash\nfor f in *.txt; do mv "$f" "${f%.txt}.md"; done\ncat < in.txt | sort > out.txt\n```',

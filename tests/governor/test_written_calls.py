@@ -1,5 +1,5 @@
-"""A call that is written as text is never taken for an answer, in the markup of any tool parser, whole or cut;
-an ordinary answer is."""
+"""A call that is written as text is never taken for an answer, in the markup of any tool parser, whole or
+cut; an ordinary answer is."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from governor.markup import LEAST_LETTERS, CallWatch, answer_part, reads_as_call
 from governor.spans import Markup
-from governor.tool_parsers import BY_NAME, REASONING_MARKERS, TOOL_PARSERS
+from governor.tool_parsers import BY_NAME, REASONING_MARKERS, TOOL_PARSERS, parser_of
 from tests.governor.ordinary_answers import ANSWERS, PLAIN_ANSWERS, PLAIN_TOOLS, TOOLS
 from tests.governor.written_calls import WRITES
 
@@ -189,3 +189,17 @@ def streamed(text: str, tools: tuple[str, ...], size: int) -> str:
         if not watch.holds(text[:stop]):
             passed = text[:stop]
     return passed
+
+
+@pytest.mark.parametrize("name", sorted(WRITES))
+def test_the_parser_of_a_text_reads_its_markers(name: str) -> None:
+    """What the doctor advises; several read the same ones."""
+    found = parser_of(WRITES[name]("lookup", {"city": "Paris"}))
+    if found is not None:
+        assert found.opening[0] in WRITES[name]("lookup", {"city": "Paris"}) or found.name == name
+
+
+@pytest.mark.parametrize("name", ["hermes", "qwen3_coder", "mistral", "kimi_k2", "llama3_json", "seed_oss"])
+def test_of_parsers_that_read_the_same_the_common_one_is_found(name: str) -> None:
+    assert parser_of(WRITES[name]("lookup", {"city": "Paris"})) is BY_NAME[name]
+    assert parser_of("Oslo") is None

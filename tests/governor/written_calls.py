@@ -189,7 +189,8 @@ WRITES: Mapping[str, Write] = {
     ),
     "olmo3": lambda name, arguments: f"<function_calls>{_python(name, arguments)}</function_calls>",
     "openai": lambda name, arguments: (
-        f"<|channel|>commentary to=functions.{name} <|constrain|>json<|message|>{json.dumps(arguments)}<|call|>"
+        f"<|channel|>commentary to=functions.{name} <|constrain|>json<|message|>"
+        f"{json.dumps(arguments)}<|call|>"
     ),
     "phi4_mini_json": lambda name, arguments: f"functools[{_json(name, arguments)}]",
     "plamo3": _plamo,
