@@ -203,6 +203,8 @@ def _evidence(records: Sequence[CallRecord], record: CallRecord) -> Evidence:
 
 
 def _fate(policy: Policy, record: CallRecord, known: Evidence) -> tuple[Fate, Reason | None]:
+    if record.decision.get("reason") == Reason.UNFINISHED:
+        return Fate.PASS, Reason.UNFINISHED
     try:
         verdict = policy.judge(known)
     except Exception:

@@ -15,7 +15,7 @@ from governor.probe import ProbeAnswer
 from governor.pruning import Pruning
 from governor.records import CallRecord
 from governor.request import Json, fresh_result_ids
-from governor.signals import signals
+from governor.signals import Signals, signals
 
 
 @dataclass(slots=True)
@@ -83,7 +83,7 @@ class Ledger:
             effect=proposal.evidence.effect.value,
             arm=self._arm.value,
             explored=decision.reason is Reason.EXPLORATION,
-            signals=signals(replace(proposal.evidence, probe=generation.forced), proposal.rule),
+            signals={} if decision.reason is Reason.UNFINISHED else _signals(generation, proposal),
             rule=proposal.rule,
             turn_usage=_counted(generation.turn.usage),
             origin=origin(self._asked, str(decision.call.signature)),
@@ -134,6 +134,10 @@ class Ledger:
         if first.turn.calls or first.turn.reasoning or first.turn.malformed or not first.turn.measured:
             return None
         return first.turn.as_answer(self._judge.tool_names) if self._body.get("temperature") == 0 else None
+
+
+def _signals(generation: Generation, proposal: Proposal) -> Signals:
+    return signals(replace(proposal.evidence, probe=generation.forced), proposal.rule)
 
 
 def _counted(usage: object) -> dict[str, int]:

@@ -5,12 +5,14 @@ from __future__ import annotations
 from governor.tool_parsers import REASONING_MARKERS, TOOL_PARSERS, ToolParser
 from scripts.pages import Page, table
 
+COLUMNS = ("`--tool-call-parser`", "opens a call", "closes it", "one token", "JSON arguments", "also without")
+
 
 def tables() -> dict[str, str]:
     """The generated parts of the page, by the names of their markers."""
     return {
         "parsers": table(
-            "`--tool-call-parser` | opens a call | closes it | one token | JSON arguments | also without markup",
+            " | ".join(COLUMNS),
             (_row(parser) for parser in TOOL_PARSERS),
         ),
         "thoughts": table(

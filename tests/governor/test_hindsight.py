@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from governor.calls import ToolCatalog
 from governor.certificate import upper_bound
+from governor.decision import Reason
 from governor.exchange import Ask, Exchange
 from governor.governance import Governance
 from governor.hindsight import Fate, Summary, conversations, judged, untouched
@@ -169,6 +170,14 @@ def test_a_missing_probe_is_unknown_and_a_failed_one_passes() -> None:
     for reason in ("probe_failed", "no_logprobs"):
         assert [call.fate for call in judged([decided(silent, reason=reason)], policy("tasr"))] == [Fate.PASS]
     assert [call.fate for call in judged([silent], policy("cap", calls=0))] == [Fate.WITHHOLD]
+
+
+def test_a_call_of_an_unfinished_message_passes_whatever_the_policy_says() -> None:
+    """Nobody would have judged it live, not even a rule that holds for it."""
+    cut = [decided(record(step), reason="unfinished") for step in range(3)]
+    assert {(call.fate, call.reason) for call in judged(cut, policy("cap", calls=0))} == {
+        (Fate.PASS, Reason.UNFINISHED)
+    }
 
 
 def test_the_last_record_of_a_call_counts() -> None:
