@@ -3,9 +3,12 @@ cut; an ordinary answer is."""
 
 from __future__ import annotations
 
+import ast
 import re
 from collections.abc import Iterator, Mapping
+from importlib.util import find_spec
 from itertools import product
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -52,9 +55,18 @@ def test_there_is_a_sample_for_every_parser_of_the_table() -> None:
 
 def test_the_table_has_every_parser_of_the_engine_that_is_installed() -> None:
     """A new version of vLLM may come with a format that the governor would deliver as an answer."""
-    manager = pytest.importorskip("vllm.tool_parsers").ToolParserManager
-    known = set(manager.lazy_parsers) | set(manager.tool_parsers)
-    assert known == set(BY_NAME)
+    engine = find_spec("vllm")
+    if engine is None or engine.origin is None:
+        pytest.skip("vLLM is not installed")
+    assert registered(Path(engine.origin).parent / "tool_parsers" / "__init__.py") == set(BY_NAME)
+
+
+def registered(source: Path) -> set[str]:
+    """The names that a file registers, read without importing the engine, which takes half a minute."""
+    for node in ast.walk(ast.parse(source.read_text("utf-8"))):
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "_TOOL_PARSERS_TO_REGISTER":
+            return set(ast.literal_eval(node.value))
+    raise AssertionError("the parsers are registered in another way: read them anew")
 
 
 @pytest.mark.parametrize("name", sorted(WRITES))
@@ -164,7 +176,7 @@ def test_a_thought_that_does_not_end_is_no_answer(opening: str, closing: str) ->
 # A stream
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=300, deadline=None)
 @given(PARSERS, TOOL, GIVEN, TEXT_BEFORE, st.integers(1, 7))
 def test_of_a_streamed_call_nothing_but_what_stood_before_it_goes_on(
     parser: str, name: str, arguments: Mapping[str, Any], before: str, size: int
