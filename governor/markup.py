@@ -39,7 +39,13 @@ _SPECIAL: Final = re.compile(
 """What looks like a special token of a chat template, known or not."""
 
 _CALL_KEY: Final = re.compile(
-    r'\{\s*"(?:name|function|function_name|tool|tool_name|tool_call_id|type|arguments|parameters|args)"\s*:'
+    r"""
+    \{\s*"(?:
+        (?:name|function|function_name|tool|tool_name|tool_call_id|arguments|parameters|args)"\s*:
+      | type"\s*:\s*"(?:function|tool_call|tool_use)"
+    )
+    """,
+    re.VERBOSE,
 )
 _ARGUMENTS: Final = ("arguments", "parameters", "function")
 
