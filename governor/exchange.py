@@ -44,6 +44,7 @@ from governor.records import CallRecord
 from governor.request import ClientView, Json, result_ids
 from governor.transcript import Transcript
 from governor.turn import Turn
+from governor.turn_record import TurnRecord
 
 
 class Explain(StrEnum):
@@ -226,6 +227,12 @@ class Exchange:
     def completed_records(self) -> tuple[CallRecord, ...]:
         """The known records of the calls whose results came with this request, with what they led to."""
         return self._ledger.completed(self.pruning)
+
+    def turn_record(self, *, ended: float, seconds: float) -> TurnRecord | None:
+        """What the client's message took, which it had at `ended` (seconds of the caller's clock) after
+        `seconds`; None in a conversation that proposed no call so far, and where upstream did not end its
+        generation."""
+        return self._ledger.turn(ended=ended, seconds=seconds) if self.complete else None
 
     @property
     def transcript(self) -> Transcript | None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from typing import Final
 
 from governor.conversation import last_question, origin, step
 from governor.decision import Decision, Reason
@@ -16,6 +18,9 @@ from governor.pruning import Pruning
 from governor.records import CallRecord
 from governor.request import Json, fresh_result_ids
 from governor.signals import Signals, signals
+from governor.turn_record import TurnRecord
+
+TOKENS: Final = ("prompt_tokens", "completion_tokens")
 
 
 @dataclass(slots=True)
@@ -26,7 +31,7 @@ class Costs:
 
     def add(self, purpose: Purpose, usage: object) -> None:
         """`usage` is what upstream says of it; what is no number of tokens counts as none."""
-        costs = self.tokens.setdefault(purpose.value, {"prompt_tokens": 0, "completion_tokens": 0})
+        costs = self.tokens.setdefault(purpose.value, dict.fromkeys(TOKENS, 0))
         for key in costs:
             tokens = usage.get(key) if isinstance(usage, Mapping) else None
             costs[key] += tokens if isinstance(tokens, int) and tokens > 0 else 0
@@ -108,6 +113,28 @@ class Ledger:
             if record.call_id in self.fresh
         )
 
+    def turn(self, *, ended: float, seconds: float) -> TurnRecord | None:
+        """What the client's message took, which it had at `ended` after `seconds`; None in a conversation
+        that proposed no call so far."""
+        last = self._generations[-1]
+        proposed = sum(len(generation.turn.calls) for generation in self._generations)
+        if not proposed and not self.known:
+            return None
+        delivered = (call.name for call in last.turn.calls if call.index not in last.withheld)
+        own = self.costs.tokens.values()
+        return TurnRecord(
+            conversation=self._conversation,
+            arm=self._arm.value,
+            created=self._now,
+            begun=min([record.created for record in self.known], default=self._now),
+            ended=ended,
+            seconds=seconds,
+            proposed=proposed,
+            delivered=Counter(delivered),
+            usage=_counted(self._generations[0].turn.usage),
+            own_usage={key: sum(cost[key] for cost in own) for key in TOKENS} if own else {},
+        )
+
     def stubbed(self, pruning: Pruning) -> tuple[CallRecord, ...]:
         """The records of earlier results that a stub stands for from now on."""
         return tuple(
@@ -143,5 +170,5 @@ def _signals(generation: Generation, proposal: Proposal) -> Signals:
 def _counted(usage: object) -> dict[str, int]:
     """Upstream's token counts; empty where it told none."""
     given = usage if isinstance(usage, Mapping) else {}
-    counts = {key: given.get(key) for key in ("prompt_tokens", "completion_tokens")}
+    counts = {key: given.get(key) for key in TOKENS}
     return {key: count for key, count in counts.items() if isinstance(count, int)}

@@ -72,6 +72,8 @@ class GovernedChat:
         self._measured = 0
         self._given_up = False
         self._later = False
+        self._took_s = 0.0
+        self._ended = 0.0
         self._spoke = False
         self._request = current.get()
         self._trace = self._request.trace if self._request is not None else None
@@ -329,13 +331,23 @@ class GovernedChat:
             self._trace.generated(self._exchange)
 
     def _delivered(self) -> None:
-        self._proxy.metrics.overhead_seconds.observe(perf_counter() - self._start - self._waited_s)
+        self._took_s = perf_counter() - self._start
+        self._ended = self._proxy.clock()
+        self._proxy.metrics.overhead_seconds.observe(self._took_s - self._waited_s)
         if self._given_up:
             return
+        self._record_turn()
         if self._exchange.complete:
             self._review_later()
         else:
             self._record()
+
+    def _record_turn(self) -> None:
+        """What the message took. It is recorded once more when what is asked after it is known, too."""
+        with self._proxy.fail_open("record"):
+            turn = self._exchange.turn_record(ended=self._ended, seconds=self._took_s)
+            if turn is not None and self._proxy.turns is not None:
+                self._proxy.turns.put(turn)
 
     def _review_later(self) -> None:
         """Judge what was only observed, and label what came of earlier calls, now that the client has its
@@ -354,6 +366,7 @@ class GovernedChat:
                 while isinstance(step, Ask):
                     step = await self._step(step)
             self._record()
+            self._record_turn()
             if self._request is not None and self._request.decisions:
                 told = fields(decisions=self._request.decisions, proposed=self._request.proposed)
                 log.info("reviewed: %s", self._request.told(), extra=told)

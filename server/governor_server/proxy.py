@@ -25,6 +25,7 @@ from governor.governance import Governance
 from governor.records import CallRecord
 from governor.request import Json, fresh_result_ids, untouched
 from governor.transcript import Transcript
+from governor.turn_record import TurnRecord
 from governor_server.access import Access, Caller
 from governor_server.api_errors import ApiError, Headers
 from governor_server.asgi import (
@@ -77,6 +78,12 @@ class Records(Protocol):
     async def expect(self, tenant: str, call: AnsweredCall, conversation: str = "") -> None: ...
 
 
+class Turns(Protocol):
+    """Keeps what the turns of conversations took, for comparing them."""
+
+    def put(self, turn: TurnRecord, /) -> None: ...
+
+
 class Transcripts(Protocol):
     """Where the texts of conversations are kept, if they are."""
 
@@ -105,6 +112,7 @@ class Proxy:
     by_model: Mapping[tuple[str, str], Governance] = field(default_factory=dict)
     gates_by_tenant: bool = True
     transcripts: Transcripts | None = None
+    turns: Turns | None = None
     tracing: Tracing | None = None
     reviews: set[asyncio.Task[None]] = field(default_factory=set)
     slots: Slots = field(init=False)

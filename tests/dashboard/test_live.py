@@ -44,6 +44,7 @@ class Kept:
 def made(kept: Kept, told: Callable[[Overview, float], Mapping[str, Any]] | None = None) -> Live:
     return Live(
         records=kept.look,
+        turns=tuple,
         scores=dict,
         told=told or (lambda overview, now: {}),
         prices=Prices(),

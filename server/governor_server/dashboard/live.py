@@ -19,12 +19,13 @@ import orjson
 from governor.overview import Overview
 from governor.prices import Prices
 from governor.records import CallRecord
+from governor.turn_record import TurnRecord
 
 TICK_S: Final = 1.0
 IDLE_S: Final = 30.0
 """Nobody looked for so long: the looking ends."""
-SCORES_S: Final = 5.0
-"""Between looks at how conversations ended."""
+COMPARE_S: Final = 5.0
+"""Between comparisons of whole conversations."""
 BESIDE_S: Final = 5.0
 """Between questions to upstream whether it is there."""
 BUSY: Final = 0.1
@@ -36,20 +37,22 @@ log = logging.getLogger(__name__)
 
 
 class Live:
-    """`records` and `scores` give what is kept now, and `told` adds what is not in the records; all three are
+    """`records`, `turns` and `scores` give what is kept now, and `told` adds what is not in them; all are
     called in a thread. `ask` is started every few seconds. `clock` gives seconds since the epoch."""
 
     def __init__(
         self,
         *,
         records: Callable[[], Sequence[CallRecord]],
+        turns: Callable[[], Sequence[TurnRecord]],
         scores: Callable[[], Mapping[str, float]],
         told: Callable[[Overview, float], Mapping[str, Any]],
         prices: Prices,
         ask: Callable[[], Coroutine[Any, Any, None]],
         clock: Callable[[], float],
     ) -> None:
-        self._records, self._scores, self._told, self._clock = records, scores, told, clock
+        self._records, self._turns, self._scores = records, turns, scores
+        self._told, self._clock = told, clock
         self._ask = ask
         self._asked = -BESIDE_S
         self._aside: asyncio.Task[None] | None = None
@@ -57,7 +60,7 @@ class Live:
         self._lock = threading.Lock()
         self._task: asyncio.Task[None] | None = None
         self._wanted = 0.0
-        self._scored = 0.0
+        self._compared = 0.0
         self._body = b""
         self._ticked = asyncio.Event()
         self.viewers = 0
@@ -146,14 +149,14 @@ class Live:
 
     def _look(self) -> bytes:
         records = self._records()
-        now = monotonic()
-        scores = self._scores() if not self._scored or now - self._scored >= SCORES_S else None
+        now, moment = monotonic(), self._clock()
+        due = not self._compared or now - self._compared >= COMPARE_S
+        turns, scores = (self._turns(), self._scores()) if due else ((), {})
         with self._lock:
             self._overview.update(records)
-            if scores is not None:
-                self._scored = now
-                self._overview.score(scores)
-            moment = self._clock()
+            if due:
+                self._compared = now
+                self._overview.compare(turns, scores, moment)
             return orjson.dumps({**figures(self._overview, moment), **self._told(self._overview, moment)})
 
 
@@ -165,8 +168,8 @@ def figures(overview: Overview, now: float) -> dict[str, Any]:
         "since": overview.since,
         "conversations": len(overview.talks),
         "total": overview.total.as_dict(),
-        "effect": overview.effect().as_dict(),
-        "saved": overview.saved(),
+        "effect": overview.effect.as_dict(),
+        "saved": overview.effect.saved(),
         "priced": overview.prices.of_anything,
         "timeline": times,
         "lately": overview.lately(now),

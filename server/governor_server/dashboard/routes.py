@@ -74,6 +74,7 @@ class Dashboard:
         self.sessions = Sessions(app.access)
         self.live = Live(
             records=lambda: app.store.recent(app.settings.store.max_records),
+            turns=app.turns.all,
             scores=app.feedback.scores,
             told=self._told,
             prices=app.settings.prices.build(),
