@@ -413,7 +413,7 @@ class Exchange:
         """vLLM says `tool_calls` of a whole response even where it was cut at the client's limit."""
         limit = self._body.get("max_completion_tokens") or self._body.get("max_tokens")
         drawn = turn.usage.get("completion_tokens") if isinstance(turn.usage, Mapping) else None
-        cut = isinstance(limit, int) and isinstance(drawn, int) and drawn == limit
+        cut = isinstance(limit, int) and drawn == limit
         return turn.is_whole and not (cut and turn.calls)
 
     def _decisions(self, proposals: Sequence[Proposal]) -> tuple[Decision, ...]:

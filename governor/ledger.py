@@ -160,7 +160,9 @@ class Ledger:
             return first.forced
         if first.turn.calls or first.turn.reasoning or first.turn.malformed or not first.turn.measured:
             return None
-        return first.turn.as_answer(self._judge.tool_names) if self._body.get("temperature") == 0 else None
+        if self._body.get("temperature") != 0 or not first.turn.is_whole:
+            return None
+        return first.turn.as_answer(self._judge.tool_names)
 
 
 def _signals(generation: Generation, proposal: Proposal) -> Signals:

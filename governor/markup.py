@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from functools import lru_cache
 from typing import Final
 
@@ -26,6 +26,17 @@ _MARKERS: Final = tuple(
 )
 
 _THOUGHTS: Final = tuple(opening for opening, _ in REASONING_MARKERS if not opening[0].isalpha())
+
+
+def _beginnings(markers: Iterable[str]) -> frozenset[str]:
+    """What markers that are not words begin with, from two characters on."""
+    return frozenset(
+        marker[:length] for marker in markers if not marker[0].isalnum() for length in range(2, len(marker))
+    )
+
+
+_BEGUN: Final = _beginnings((*_MARKERS, *_THOUGHTS))
+_LONGEST: Final = max(map(len, _BEGUN))
 
 _SPECIAL: Final = re.compile(
     r"""
@@ -70,15 +81,18 @@ WINDOW: Final = 512
 """Characters at the end of a stream that are looked at for a call; longer than what identifies any."""
 
 
-def reads_as_call(text: str, tools: Collection[str] = (), markup: Markup | None = None) -> bool:
+def reads_as_call(
+    text: str, tools: Collection[str] = (), markup: Markup | None = None, *, ended: bool = True
+) -> bool:
     """Whether `text`, the answer of a model that was offered `tools`, is a call or holds one, whole or cut
-    anywhere behind its first letters. `markup`: what this model is known to write.
+    anywhere behind its first letters. `markup`: what this model is known to write. `ended` False: more was to
+    come, so that what only begins like a call need not be one.
 
     A marker of any known model is one; so is a JSON object with the keys of a call, and the name of an
     offered tool beside what opens its arguments (`(`, `{`, `[`, `"`, `<`, `:`).
     """
     text = _without_ends(text, markup).strip()
-    return _holds_call(text, tools, markup) or _ends_in_call(text, tools, markup)
+    return _holds_call(text, tools, markup) or (ended and _ends_in_call(text, tools, markup))
 
 
 def _holds_call(text: str, tools: Collection[str], markup: Markup | None) -> bool:
@@ -159,13 +173,11 @@ def _ends_in_marker(text: str, own: Sequence[str]) -> bool:
     """Whether `text` ends in the beginning of a marker: at least two characters of it, or one where there is
     nothing else. Before a marker that is a word there may be nothing, and it takes as many letters as a
     name."""
-    for marker in (*own, *_MARKERS, *_THOUGHTS):
-        is_word = marker[0].isalnum()
-        if len(text) >= (LEAST_LETTERS if is_word else 1) and marker.startswith(text):
-            return True
-        if not is_word and any(text.endswith(marker[:cut]) for cut in range(2, len(marker))):
-            return True
-    return False
+    least = LEAST_LETTERS if text[:1].isalnum() else 1
+    if len(text) >= least and any(marker.startswith(text) for marker in (*own, *_MARKERS, *_THOUGHTS)):
+        return True
+    begun = _BEGUN | _beginnings(own) if own else _BEGUN
+    return any(text[-length:] in begun for length in range(2, min(len(text), _LONGEST) + 1))
 
 
 def _opens_fence(text: str) -> bool:

@@ -175,7 +175,7 @@ def answer_of(
     Raises `ProbeFailed` with the reason `empty` or `call`.
     """
     answer = answer_part(text, markup)
-    if answer and reads_as_call(answer, tools, markup):
+    if answer and reads_as_call(answer, tools, markup, ended=finished):
         raise ProbeFailed("call")
     if not answer or not answer.strip() or not tokens:
         raise ProbeFailed("empty")

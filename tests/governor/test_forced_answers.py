@@ -107,6 +107,28 @@ def test_an_ordinary_answer_is_delivered(stream: bool, text: str) -> None:
     assert forced.message.content.strip() == text.strip()
 
 
+def test_an_answer_that_was_cut_is_measured_all_the_same() -> None:
+    """It is not finished, so nobody gets it; what only might become a call is no failure of the probe."""
+    cut = Generated(content='{"capital": "Os', finish_reason="length")
+    outcome = drive(start(False), Generated(calls=[NORWAY]), probe=cut)
+    assert outcome.message.calls == (NORWAY,)
+    (record,) = outcome.exchange.new_records()
+    assert record.probe_before is not None
+    assert not record.probe_before.finished
+
+
+def test_a_message_that_was_cut_is_no_second_answer() -> None:
+    """A label needs a finished one, and asks for it."""
+    before = ProbeAnswer("Oslo", True, 0.1, 0.1, 0.9, -0.1, 1, 1)
+    record = CallRecord("c0", "talk", "lookup", "", 0, {}, 0.0, probe_before=before)
+    body = chat(*REPEATED, temperature=0)
+    for reason, asked in (("stop", False), ("length", True)):
+        exchange = Exchange(body, OBSERVE, records={"c0": record}, conversation="talk")
+        exchange.receive_response(Generated(content="Oslo, the", finish_reason=reason).response())
+        exchange.finish()
+        assert isinstance(exchange.review(), Deliver) is not asked
+
+
 def test_a_thought_is_no_part_of_what_two_answers_are_compared_by() -> None:
     turn = [Turn(4096, Markup()), Turn(4096, Markup())]
     for place, text in enumerate(("<think>It is Oslo.</think>\nOslo", "<think>Surely.</think> Oslo")):
