@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from functools import lru_cache
 from typing import Final
 
@@ -25,10 +25,14 @@ _MARKERS: Final = tuple(
     )
 )
 
+_BRACKET: Final = re.compile(r"[<\[\]=]")
+"""Every marker has one of these, and most prose has none."""
+
 _THOUGHTS: Final = tuple(opening for opening, _ in REASONING_MARKERS if not opening[0].isalpha())
 
 
-def _beginnings(markers: Iterable[str]) -> frozenset[str]:
+@lru_cache(maxsize=8)
+def _beginnings(markers: tuple[str, ...]) -> frozenset[str]:
     """What markers that are not words begin with, from two characters on."""
     return frozenset(
         marker[:length] for marker in markers if not marker[0].isalnum() for length in range(2, len(marker))
@@ -98,7 +102,8 @@ def reads_as_call(
 def _holds_call(text: str, tools: Collection[str], markup: Markup | None) -> bool:
     """Whether enough of a call is there to tell it by."""
     return (
-        any(marker in text for marker in (*_own(markup), *_MARKERS))
+        any(marker in text for marker in _own(markup))
+        or (_BRACKET.search(text) is not None and any(marker in text for marker in _MARKERS))
         or _SPECIAL.search(text) is not None
         or any(_is_call_object(text, found) for found in _CALL_KEY.finditer(text))
         or _names_tool(text, tools)
@@ -116,8 +121,8 @@ def _ends_in_call(text: str, tools: Collection[str], markup: Markup | None) -> b
     )
 
 
-def _own(markup: Markup | None) -> Sequence[str]:
-    return [marker for marker in (markup.call if markup else ()) if marker]
+def _own(markup: Markup | None) -> tuple[str, ...]:
+    return tuple(marker for marker in (markup.call if markup else ()) if marker)
 
 
 def answer_part(text: str, markup: Markup | None = None) -> str | None:
@@ -169,15 +174,17 @@ def _without_ends(text: str, markup: Markup | None) -> str:
     return stripped
 
 
-def _ends_in_marker(text: str, own: Sequence[str]) -> bool:
+def _ends_in_marker(text: str, own: tuple[str, ...]) -> bool:
     """Whether `text` ends in the beginning of a marker: at least two characters of it, or one where there is
     nothing else. Before a marker that is a word there may be nothing, and it takes as many letters as a
     name."""
     least = LEAST_LETTERS if text[:1].isalnum() else 1
-    if len(text) >= least and any(marker.startswith(text) for marker in (*own, *_MARKERS, *_THOUGHTS)):
+    if least <= len(text) <= _LONGEST and any(
+        marker.startswith(text) for marker in (*own, *_MARKERS, *_THOUGHTS)
+    ):
         return True
-    begun = _BEGUN | _beginnings(own) if own else _BEGUN
-    return any(text[-length:] in begun for length in range(2, min(len(text), _LONGEST) + 1))
+    tails = [text[-length:] for length in range(2, min(len(text), _LONGEST) + 1)]
+    return any(tail in _BEGUN for tail in tails) or any(tail in _beginnings(own) for tail in tails if own)
 
 
 def _opens_fence(text: str) -> bool:
@@ -213,12 +220,17 @@ def _decoded(text: str, start: int) -> object:
 
 def _spelled(tools: Collection[str]) -> tuple[str, ...]:
     """The names, and as JSON has them where it writes them in ASCII."""
+    return _all_spellings(tuple(tools))
+
+
+@lru_cache(maxsize=64)
+def _all_spellings(tools: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(sorted({spelled for name in tools if name for spelled in (name, json.dumps(name)[1:-1])}))
 
 
 def _names_tool(text: str, tools: Collection[str]) -> bool:
     names = _spelled(tools)
-    return bool(names) and any(pattern.search(text) for pattern in _patterns(names))
+    return any(name in text for name in names) and any(pattern.search(text) for pattern in _patterns(names))
 
 
 @lru_cache(maxsize=64)
@@ -241,7 +253,7 @@ def _one_of(names: Sequence[str]) -> str:
     return "(?:" + "|".join(re.escape(name) for name in sorted(names, key=len, reverse=True)) + ")"
 
 
-def _ends_in_name(text: str, names: Sequence[str]) -> bool:
+def _ends_in_name(text: str, names: tuple[str, ...]) -> bool:
     """Whether the text ends in a part of a tool's name, where a call would have it: at the beginning of a
     line, or behind what opens a call."""
     return any(
@@ -269,9 +281,14 @@ def _unfinished(names: tuple[str, ...]) -> re.Pattern[str]:
     return re.compile(rf"{_one_of(names)}\W{{0,8}}(?:json)?\W{{0,8}}\Z")
 
 
-def _places_of_beginning(text: str, names: Collection[str], least: int) -> Iterator[int]:
+def _places_of_beginning(text: str, names: tuple[str, ...], least: int) -> Iterator[int]:
     """Where the end of `text` begins that is the beginning of a name, of at least so many characters."""
-    for name in names:
-        for length in range(least, len(name)):
-            if text.endswith(name[:length]):
-                yield len(text) - length
+    beginnings = _beginnings_of_names(names)
+    for length in range(least, max(map(len, names), default=0)):
+        if text[-length:] in beginnings:
+            yield max(len(text) - length, 0)
+
+
+@lru_cache(maxsize=64)
+def _beginnings_of_names(names: tuple[str, ...]) -> frozenset[str]:
+    return frozenset(name[:length] for name in names for length in range(1, len(name)))
