@@ -20,6 +20,7 @@ from governor.records import CallRecord
 from governor.rules import find
 from governor.spans import call_tokens, decision_token, mean_entropy, segment
 from governor.turn import Turn
+from governor.volatility import changed_tools
 
 
 class NoProbe(Enum):
@@ -117,6 +118,11 @@ class Judge:
         """The tools that the model is offered."""
         return tool_names(self._tools)
 
+    @cached_property
+    def changed(self) -> frozenset[str]:
+        """The tools that changed their answers by themselves in the client's history."""
+        return changed_tools(self.executed)
+
     @property
     def model(self) -> str:
         """The model that the client asks for."""
@@ -147,10 +153,10 @@ class Judge:
         settled = tuple(proposal for proposal in proposals if isinstance(proposal, Proposal))
         return settled if len(settled) == len(proposals) else NEED_PROBE
 
-    def unfinished(self, turn: Turn, measures: Measures, added: Sequence[Any]) -> tuple[Proposal, ...]:
+    def let_pass(self, turn: Turn, measures: Measures, added: Sequence[Any]) -> tuple[Proposal, ...]:
         """What becomes of the calls of a message that is not whole: they pass, and nobody judges them."""
         return tuple(
-            Proposal(evidence, False, Reason.UNFINISHED)
+            Proposal(evidence, False, Reason.CUT_MESSAGE)
             for evidence in self._evidence(turn, measures, added, NoProbe.NOT_ASKED)
         )
 
@@ -183,6 +189,7 @@ class Judge:
                 last=self.known[-1] if self.known else None,
                 model=self._model,
                 schema=self.schema(call.name),
+                volatile=self.catalog.is_volatile(call.name) or call.name in self.changed,
             )
 
     def _exempt(self, evidence: Evidence) -> Proposal | None:
@@ -192,7 +199,8 @@ class Judge:
     def _by_policy(self, evidence: Evidence, turn: Turn, probe: ProbeState) -> Proposal | NeedProbe:
         rule = ""
         try:
-            if found := find(evidence.call, evidence.history, self._governance.rules):
+            rules, volatile = self._governance.rules, evidence.volatile
+            if found := find(evidence.call, evidence.history, rules, volatile=volatile):
                 rule = found.reason.value
             judgement: Judgement = self._governance.policy.judge(evidence)
         except Exception as error:

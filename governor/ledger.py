@@ -118,7 +118,7 @@ class Ledger:
                 usage=dict(self.costs.tokens.get(Purpose.PROBE.value, {})),
                 explored=decision.reason is Reason.EXPLORATION,
                 signals={}
-                if decision.reason is Reason.UNFINISHED
+                if decision.reason is Reason.CUT_MESSAGE
                 else signals(replace(evidence, probe=generation.forced), proposal.rule),
                 rule=proposal.rule,
             )
@@ -129,7 +129,7 @@ class Ledger:
         turn = generation.turn
         if turn.finish_reason is None or turn.malformed:
             return
-        reason = Reason.NOT_JUDGED if turn.is_whole else Reason.UNFINISHED
+        reason = Reason.NOT_JUDGED if turn.is_whole else Reason.CUT_MESSAGE
         for call in turn.calls:
             yield self._begun(number, generation, Decision(call, Action.PASS, Action.PASS, reason))
 
@@ -157,7 +157,7 @@ class Ledger:
         return tuple(
             replace(
                 known.record,
-                outcome=known.record.outcome or known.call.outcome.value,
+                outcome=known.record.outcome or known.call.outcome(self._judge.catalog.failures).value,
                 returned=self._now if known.record.returned is None else known.record.returned,
                 result=known.record.result or known.call.result,
             )

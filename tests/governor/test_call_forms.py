@@ -10,12 +10,13 @@ from typing import Any
 import pytest
 
 from governor.calls import CallForm, ToolCall, ToolCatalog, ToolEffect, tool_names
-from governor.conversation import Outcome, executed_calls
+from governor.conversation import executed_calls
 from governor.decision import Action, Mode, Reason
 from governor.exchange import Ask, Deliver, Exchange, Purpose
 from governor.governance import Governance
 from governor.policies import RulesPolicy
 from governor.request import Untouched, untouched
+from governor.results import Outcome
 from governor.rules import Budgets, RuleSettings
 from tests.wire.generated import Generated, chat, tool
 

@@ -67,7 +67,7 @@ def observed(turns: Sequence[Played], policy: Policy) -> list[CallRecord]:
 called = st.tuples(
     st.sampled_from(["lookup", "lookup", "lookup", "lookup", "book", "other"]),
     st.sampled_from(["a", "a", "a", "b"]),
-    st.sampled_from(["31 C", "31 C", "32 C", "", "Error: no", "Error: timed out"]),
+    st.sampled_from(["31 C", "31 C", "32 C", "", "pending", "Error: no", "Error: timed out"]),
 )
 played = st.builds(
     Played,
@@ -176,9 +176,9 @@ def test_a_missing_probe_is_unknown_and_a_failed_one_passes() -> None:
 
 def test_a_call_of_an_unfinished_message_passes_whatever_the_policy_says() -> None:
     """Nobody would have judged it live, not even a rule that holds for it."""
-    cut = [decided(record(step), reason="unfinished") for step in range(3)]
+    cut = [decided(record(step), reason="cut_message") for step in range(3)]
     assert {(call.fate, call.reason) for call in judged(cut, policy("cap", calls=0))} == {
-        (Fate.PASS, Reason.UNFINISHED)
+        (Fate.PASS, Reason.CUT_MESSAGE)
     }
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from governor.calls import schemas_of
 from governor.certificate import Certificate
-from governor.conversation import Outcome, executed_calls
+from governor.conversation import executed_calls
 from governor.decision import Action, Decision, Mode, Reason
 from governor.exchange import Ask, Exchange
 from governor.experiment import Arm, Experiment
@@ -20,6 +20,7 @@ from governor.governance import Governance
 from governor.judge import NoProbe
 from governor.policies import CalibratedPolicy, ObservePolicy, RulesPolicy, policy
 from governor.records import CallRecord
+from governor.results import Outcome
 from governor.rules import RuleSettings
 from tests.governor.test_exchange import (
     BOOK,
@@ -216,6 +217,7 @@ RESULTS = {
     Outcome.EMPTY: "[]",
     Outcome.FAILED: "Error: no such city",
     Outcome.TRANSIENT: "Error: timed out",
+    Outcome.UNFINISHED: "pending",
     Outcome.PENDING: None,
 }
 

@@ -49,9 +49,9 @@ def test_an_unfinished_message_is_delivered_as_it_came(stream: bool, governance:
         assert message == message_of(generation)
         assert outcome.asked == []
         kept = [(d.action, d.proposed, d.reason, d.tier) for d in outcome.exchange.decisions]
-        assert kept == [(Action.PASS, Action.PASS, Reason.UNFINISHED, None)] * len(generation.calls)
+        assert kept == [(Action.PASS, Action.PASS, Reason.CUT_MESSAGE, None)] * len(generation.calls)
         records = outcome.exchange.new_records()
-        assert [record.decision["reason"] for record in records] == ["unfinished"] * len(generation.calls)
+        assert [record.decision["reason"] for record in records] == ["cut_message"] * len(generation.calls)
         assert all((record.rule, record.signals) == ("", {}) for record in records)
 
 
@@ -63,7 +63,7 @@ def test_nor_is_it_judged_while_observing(stream: bool) -> None:
         exchange = Exchange(body, OBSERVE, conversation="talk", explain=explain)
         drive(exchange, Generated(calls=[NORWAY], finish_reason="length"))
         assert isinstance(exchange.review(), Deliver)
-        assert [decision.reason for decision in exchange.decisions] == [Reason.UNFINISHED]
+        assert [decision.reason for decision in exchange.decisions] == [Reason.CUT_MESSAGE]
 
 
 @BOTH
@@ -106,7 +106,7 @@ def test_a_whole_message_is_judged(stream: bool, reason: str, arguments: str) ->
 def test_a_call_that_ends_at_the_clients_limit_was_cut(stream: bool, field: str) -> None:
     """vLLM says `tool_calls` of a whole response even then, whatever its parser made of the rest."""
     outcome = drive(asking(stream, **{field: USAGE["completion_tokens"]}), Generated(calls=[SWEDEN]))
-    assert [decision.reason for decision in outcome.exchange.decisions] == [Reason.UNFINISHED]
+    assert [decision.reason for decision in outcome.exchange.decisions] == [Reason.CUT_MESSAGE]
     assert outcome.message.calls == (SWEDEN,)
 
 
@@ -154,4 +154,4 @@ def drive_any(exchange: Exchange, generation: Generated) -> bool:
         exchange.receive_response(generation.response())
     step = exchange.finish()
     assert not isinstance(step, Ask) or step.purpose is Purpose.ANSWER
-    return any(decision.reason is not Reason.UNFINISHED for decision in exchange.decisions)
+    return any(decision.reason is not Reason.CUT_MESSAGE for decision in exchange.decisions)

@@ -29,13 +29,13 @@ async def test_an_unfinished_message_is_recorded_with_a_reason_of_its_own(stream
     cut = Generated(content="Again.", calls=[("c2", "lookup", '{"country": "Nor')], finish_reason=reason)
     async with scripted(answer(cut, stream)) as upstream, proxied(upstream, governance=RULES) as proxy:
         _, _, body = await proxy.chat(chat(*REPEATED, stream=stream))
-        labels = {"tool": "lookup", "decision": "pass", "reason": "unfinished"}
+        labels = {"tool": "lookup", "decision": "pass", "reason": "cut_message"}
         assert proxy.metric("governor_tool_calls_total", **labels) == 1
         (record,) = proxy.app.store.recent(9)
     message = assembled(body)
     assert (message.content, message.finish_reason) == ("Again.", reason)
     assert message.calls == (("c2", "lookup", '{"country": "Nor'),)
-    assert (record.decision["reason"], record.decision["tier"], record.rule) == ("unfinished", None, "")
+    assert (record.decision["reason"], record.decision["tier"], record.rule) == ("cut_message", None, "")
     assert len(upstream.received) == 1
 
 
