@@ -25,19 +25,46 @@ class CallSignature:
         return f"{self.name}({self.canonical_arguments})"
 
 
+class CallForm(StrEnum):
+    """How a call is written in the message. OTHER: in a form that the governor does not know (a tool that the
+    server itself runs, an entry without a function), so nothing is known of what it does."""
+
+    FUNCTION = "function"
+    CUSTOM = "custom"
+    OTHER = "other"
+
+
 @dataclass(frozen=True, slots=True)
 class ToolCall:
-    """One call proposed by the model; `arguments` is the text as the model wrote it, `index` its place in
-    the message."""
+    """One call proposed by the model.
+
+    `arguments`: the text as the model wrote it; the input of a custom tool.
+    `index`: its place in the message.
+    `name`: "" if it has none.
+    """
 
     id: str
     index: int
     name: str
     arguments: str
+    form: CallForm = CallForm.FUNCTION
 
     @property
     def signature(self) -> CallSignature:
-        return CallSignature(self.name, canonical_arguments(self.arguments))
+        if self.form is CallForm.FUNCTION:
+            return CallSignature(self.name, canonical_arguments(self.arguments))
+        return CallSignature(self.name, self.arguments)
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether the arguments are an object, or none at all. Only a function has to have such."""
+        return self.form is not CallForm.FUNCTION or _is_object(self.arguments)
+
+    def as_entry(self) -> dict[str, Any]:
+        """The call as an entry of an assistant message's `tool_calls`."""
+        key = "input" if self.form is CallForm.CUSTOM else "arguments"
+        kind = "custom" if self.form is CallForm.CUSTOM else "function"
+        return {"id": self.id, "type": kind, kind: {"name": self.name, key: self.arguments}}
 
 
 def canonical_arguments(arguments: str) -> str:
@@ -64,6 +91,13 @@ def _canonical(arguments: str) -> str:
         return text
 
 
+def _is_object(arguments: str) -> bool:
+    try:
+        return not arguments.strip() or isinstance(json.loads(arguments), dict)
+    except (ValueError, RecursionError):
+        return False
+
+
 def digest(text: str) -> str:
     """What stands for a text that is not kept, in 64 characters; any text, lone surrogates included."""
     return sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
@@ -83,7 +117,7 @@ class ToolCatalog:
 
     All three are case-sensitive `fnmatch` patterns over tool names. A tool that matches both of the first is
     effectful, and one that matches neither is unknown: a mistake in the configuration can only make the
-    governor withhold less.
+    governor withhold less. No pattern matches a call without a name, which is effectful.
 
     `learned_volatile` are tools that were seen to change their answers; `failures` are further patterns of
     the beginnings of failed results.
@@ -99,11 +133,17 @@ class ToolCatalog:
 
     def effect(self, name: str) -> ToolEffect:
         """The effect of the tool `name`."""
+        if not name.strip():
+            return ToolEffect.EFFECTFUL
         if name in self.hinted_effectful or _matches(name, self.effectful):
             return ToolEffect.EFFECTFUL
         if name in self.hinted_read_only or _matches(name, self.read_only):
             return ToolEffect.READ_ONLY
         return ToolEffect.UNKNOWN
+
+    def effect_of(self, call: ToolCall) -> ToolEffect:
+        """The effect of the call."""
+        return ToolEffect.EFFECTFUL if call.form is CallForm.OTHER else self.effect(call.name)
 
     def is_volatile(self, name: str) -> bool:
         """Whether the same call of the tool `name` may well give another answer."""
@@ -117,7 +157,8 @@ class ToolCatalog:
     def with_tools(self, tools: Iterable[Any]) -> ToolCatalog:
         """This catalog and the MCP annotations (`readOnlyHint`, `destructiveHint`) of a request's `tools`.
 
-        `annotations` is read from the tool and from its `function`; anything of another shape says nothing.
+        `annotations` is read from the tool and from its `function` or `custom`; anything of another shape
+        says nothing.
         """
         read_only = set(self.hinted_read_only)
         effectful = set(self.hinted_effectful)
@@ -150,9 +191,17 @@ def _matches(name: str, patterns: tuple[str, ...]) -> bool:
     return any(fnmatchcase(name, pattern) for pattern in patterns)
 
 
+def _definition(tool: object) -> Mapping[str, Any]:
+    """What describes the tool: of a function, or of a custom tool."""
+    for key in ("function", "custom"):
+        if isinstance(tool, Mapping) and isinstance(tool.get(key), Mapping):
+            found: Mapping[str, Any] = tool[key]
+            return found
+    return {}
+
+
 def _name(tool: object) -> str:
-    function = tool.get("function") if isinstance(tool, Mapping) else None
-    name = function.get("name") if isinstance(function, Mapping) else None
+    name = _definition(tool).get("name")
     return name if isinstance(name, str) else ""
 
 
@@ -160,7 +209,7 @@ def _annotations(tool: object) -> Iterable[tuple[str, Mapping[str, object]]]:
     name = _name(tool)
     if not name or not isinstance(tool, Mapping):
         return
-    for place in (tool, tool["function"]):
+    for place in (tool, _definition(tool)):
         annotations = place.get("annotations")
         if isinstance(annotations, Mapping):
             yield name, annotations

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-from governor.calls import CallSignature, ToolCall, ToolCatalog, ToolEffect, digest
+from governor.calls import CallForm, CallSignature, ToolCall, ToolCatalog, ToolEffect, digest
 from governor.notices import is_notice
 from governor.results import Outcome, Patterns, outcome_of
 
@@ -158,7 +158,7 @@ def _waiting_for(
 
 
 def _orphan(message: Mapping[str, Any]) -> ToolCall:
-    return ToolCall(_id(message.get("tool_call_id")), 0, str(message.get("name") or ""), "")
+    return ToolCall(_id(message.get("tool_call_id")), 0, _string(message.get("name")), "")
 
 
 def _id(value: object) -> str:
@@ -209,8 +209,8 @@ def _words(content: object) -> str:
 def executed_calls(messages: Sequence[Any], catalog: ToolCatalog) -> tuple[ExecutedCall, ...]:
     """The calls of the history in the order they were made.
 
-    A result that belongs to no call of the history stands for a call of unknown effect. Messages of any
-    other shape are passed over.
+    A result that belongs to no call of the history stands for a call of unknown effect, and a call in a form
+    that is not known for an effectful one. Messages of any other shape are passed over.
     """
     users = [place for place, message in enumerate(messages) if _role(message) == "user"]
     return tuple(
@@ -220,7 +220,7 @@ def executed_calls(messages: Sequence[Any], catalog: ToolCatalog) -> tuple[Execu
 
 
 def _executed(past: _Past, catalog: ToolCatalog, users: int) -> ExecutedCall:
-    effect = ToolEffect.UNKNOWN if past.orphan else catalog.effect(past.call.name)
+    effect = ToolEffect.UNKNOWN if past.orphan else catalog.effect_of(past.call)
     if past.result is None:
         return ExecutedCall(past.call, "", Outcome.PENDING, effect, users)
     result = _text(past.result.get("content"))
@@ -238,7 +238,7 @@ def withheld_signatures(messages: Sequence[Any]) -> frozenset[CallSignature]:
 
 def pending_calls(calls: Sequence[ToolCall], catalog: ToolCatalog) -> tuple[ExecutedCall, ...]:
     """Calls proposed but not yet executed, as history: what the siblings of a parallel call are to it."""
-    return tuple(ExecutedCall(call, "", Outcome.PENDING, catalog.effect(call.name)) for call in calls)
+    return tuple(ExecutedCall(call, "", Outcome.PENDING, catalog.effect_of(call)) for call in calls)
 
 
 def step(messages: Sequence[Any]) -> int:
@@ -251,18 +251,30 @@ def _role(message: object) -> object:
 
 
 def _calls(message: Mapping[str, Any]) -> tuple[ToolCall, ...]:
-    return tuple(_read_calls(message.get("tool_calls")))
+    """The calls that an assistant message makes: each entry is one, and so is the legacy `function_call`."""
+    entries = message.get("tool_calls") or ()
+    listed = entries if isinstance(entries, list | tuple) else (entries,)
+    calls = [_read_call(entry, index) for index, entry in enumerate(listed)]
+    if legacy := message.get("function_call"):
+        calls.append(_read_call({"function": legacy}, len(calls)))
+    return tuple(calls)
 
 
-def _read_calls(tool_calls: object) -> Iterator[ToolCall]:
-    if not isinstance(tool_calls, Sequence):
-        return
-    for index, entry in enumerate(tool_calls):
-        function = entry.get("function") if isinstance(entry, Mapping) else None
-        if isinstance(function, Mapping):
-            arguments = function.get("arguments") or ""
-            text = arguments if isinstance(arguments, str) else json.dumps(arguments, default=str)
-            yield ToolCall(_id(entry.get("id")), index, str(function.get("name")), text)
+def _read_call(entry: object, index: int) -> ToolCall:
+    """A call whose shape is not understood may have done anything."""
+    fields: Mapping[str, Any] = entry if isinstance(entry, Mapping) else {}
+    id = _id(fields.get("id"))
+    for form, key in ((CallForm.FUNCTION, "arguments"), (CallForm.CUSTOM, "input")):
+        body = fields.get(form.value)
+        if isinstance(body, Mapping):
+            given = body.get(key) or ""
+            text = given if isinstance(given, str) else json.dumps(given, default=str)
+            return ToolCall(id, index, _string(body.get("name")), text, form)
+    return ToolCall(id, index, _string(fields.get("name")), "", CallForm.OTHER)
+
+
+def _string(value: object) -> str:
+    return value if isinstance(value, str) else ""
 
 
 def _text(content: object) -> str:

@@ -51,6 +51,7 @@ class Reason(StrEnum):
     NO_LOGPROBS = "no_logprobs"
     NOT_JUDGED = "not_judged"
     POLICY_ERROR = "policy_error"
+    CUT_MESSAGE = "cut_message"
     EXPLORATION = "exploration"
     UNCERTIFIED = "uncertified"
     LIKELY_USELESS = "likely_useless"
@@ -138,6 +139,7 @@ _BECAUSE: Final = {
     Reason.NO_PROBE: "it needs a probe, and the settings allow none here",
     Reason.REPLACEMENT_FAILED: "what was to take its place could not be generated",
     Reason.NO_LOGPROBS: "upstream sent no logprobs",
+    Reason.CUT_MESSAGE: "the message was not whole",
     Reason.NOT_JUDGED: "no policy was asked before it was delivered",
     Reason.POLICY_ERROR: "the policy failed",
     Reason.EXPLORATION: "it was drawn to be let through, to see whether withholding it would be right",

@@ -38,6 +38,7 @@ from governor.governance import Governance
 from governor.hold import Hold
 from governor.judge import Judge, NoProbe, Proposal
 from governor.ledger import Known, Ledger
+from governor.markup import CallWatch
 from governor.message import joined
 from governor.notices import notice_for
 from governor.policies import NeedProbe
@@ -322,11 +323,10 @@ class Exchange:
             return self.interrupted()
         if generation.purpose is not Purpose.REQUEST:
             self._ledger.costs.add(generation.purpose, generation.turn.usage)
-            if generation.turn.malformed:
+            if not self._replaces(generation):
                 return self.interrupted()
         if generation.purpose is Purpose.ANSWER:
-            answered = generation.turn.content.strip() and not generation.turn.is_disguised_call
-            return self._deliver() if answered else self.interrupted()
+            return self._deliver()
         if not self._acts and self._explain is Explain.NO:
             self._phase = _Phase.REVIEW
             return self._deliver()
@@ -344,7 +344,9 @@ class Exchange:
         purpose = Purpose.LABEL if self._phase is _Phase.LABEL else Purpose.PROBE
         self._ledger.costs.add(purpose, response.get("usage") or {})
         try:
-            answer = probe_answer(response, self._governance.vocab_size, self._governance.markup)
+            answer = probe_answer(
+                response, self._governance.vocab_size, self._governance.markup, self._judge.tool_names
+            )
         except ProbeFailed as failure:
             return self.probe_failed(failure.reason)
         if self._phase is not _Phase.LEAVING_OUT:
@@ -413,7 +415,9 @@ class Exchange:
         if not self._labels and not any(known.record.explored for known in unlabelled):
             return False
         passed = any(
-            decision.action is Action.PASS and self._judge.governs(decision.call.name)
+            decision.action is Action.PASS
+            and decision.reason is not Reason.CUT_MESSAGE
+            and self._judge.governs(decision.call.name)
             for decision in first.decisions
         )
         wanted = passed or (bool(unlabelled) and self._ledger.answer_after() is None)
@@ -444,7 +448,25 @@ class Exchange:
         # The arguments may be what is missing, and then the call would look like another one.
         if generation.turn.malformed:
             raise TurnMalformed("no_text", "a call beside a piece of a message that is no text")
+        if not self._is_whole(generation.turn):
+            return self._judge.let_pass(generation.turn, generation.measures, generation.added)
         return self._judge.judge(generation.turn, generation.measures, generation.added, generation.probe)
+
+    def _replaces(self, generation: Generation) -> bool:
+        """Whether a generation may stand in the place of the calls that were withheld for it."""
+        turn = generation.turn
+        if turn.malformed or not self._is_whole(turn):
+            return False
+        if generation.purpose is Purpose.ANSWER:
+            return not turn.calls and turn.is_answer(self._judge.tool_names)
+        return bool(turn.calls) or not turn.content.strip() or turn.is_answer(self._judge.tool_names)
+
+    def _is_whole(self, turn: Turn) -> bool:
+        """vLLM says `tool_calls` of a whole response even where it was cut at the client's limit."""
+        limit = self._body.get("max_completion_tokens") or self._body.get("max_tokens")
+        drawn = turn.usage.get("completion_tokens") if isinstance(turn.usage, Mapping) else None
+        cut = isinstance(limit, int) and drawn == limit
+        return turn.is_whole and not (cut and turn.calls)
 
     def _decisions(self, proposals: Sequence[Proposal]) -> tuple[Decision, ...]:
         if not proposals:
@@ -507,14 +529,7 @@ class Exchange:
         said: dict[str, Any] = {"role": "assistant", "content": turn.content}
         if turn.reasoning:
             said[turn.reasoning_key] = turn.reasoning
-        said["tool_calls"] = [
-            {
-                "id": call.id,
-                "type": "function",
-                "function": {"name": call.name, "arguments": call.arguments},
-            }
-            for call in turn.calls
-        ]
+        said["tool_calls"] = [call.as_entry() for call in turn.calls]
         notices = [
             {"role": "tool", "tool_call_id": decision.call.id, "content": notice_for(decision.reason)}
             for decision in generation.decisions
@@ -530,7 +545,13 @@ class Exchange:
     def _generation(self, purpose: Purpose, added: Sequence[Any]) -> Generation:
         answers = purpose is Purpose.ANSWER
         end = self._acts or self._explain is not Explain.NO
-        hold = Hold(self._judge.governs, calls=self._acts and not answers, end=end, disguise=answers)
+        # Where an answer is asked for, a call of any tool waits: the one that was withheld may still pass.
+        governs = _any_tool if answers else self._judge.governs
+        own = purpose is Purpose.REQUEST
+        watch = (
+            None if own else CallWatch(self._judge.tool_names, self._governance.markup, from_start=answers)
+        )
+        hold = Hold(governs, calls=self._acts, end=end, watch=watch)
         turn = Turn(self._governance.vocab_size, self._governance.markup)
         return Generation(purpose, added, turn, hold, self._governance)
 
@@ -572,6 +593,10 @@ class Exchange:
             pruning=self.pruning,
             tokens=self._explain is Explain.TOKENS,
         )
+
+
+def _any_tool(name: str) -> bool:
+    return True
 
 
 def _let_pass(decision: Decision) -> Decision:

@@ -172,6 +172,8 @@ def _evidence(records: Sequence[CallRecord], record: CallRecord) -> Evidence:
 
 
 def _fate(policy: Policy, record: CallRecord, known: Evidence) -> tuple[Fate, Reason | None]:
+    if record.decision.get("reason") == Reason.CUT_MESSAGE:
+        return Fate.PASS, Reason.CUT_MESSAGE
     try:
         verdict = policy.judge(known)
     except Exception:

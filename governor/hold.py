@@ -5,11 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+from governor.markup import CallWatch
 from governor.request import Json
 from governor.turn import Turn, first_choice
-
-MAY_BEGIN_CALL = "{[<`"
-"""How a call begins that a model writes as text, when it may not make one."""
 
 
 class Held(NamedTuple):
@@ -24,8 +22,8 @@ class Held(NamedTuple):
 class Hold:
     """Text goes on at once; from the first call of a governed tool on, everything waits.
 
-    `calls` False: calls do not wait. `end` False: neither does what follows the last token. `disguise`:
-    nothing goes on before there is text that is no call written out. `governs` says whether calls of a tool
+    `calls` False: calls do not wait. `end` False: neither does what follows the last token. `watch`: text
+    waits while it may be a call written out. `governs` says whether calls of a tool
     may be withheld: those of other tools go on at once, as long as nothing before them waits.
 
     Chunks that show nothing (the swallowed marker of a call, whitespace before the first word) wait for the
@@ -33,10 +31,10 @@ class Hold:
     """
 
     def __init__(
-        self, governs: Callable[[str], bool], *, calls: bool, end: bool, disguise: bool = False
+        self, governs: Callable[[str], bool], *, calls: bool, end: bool, watch: CallWatch | None = None
     ) -> None:
         self._governs = governs
-        self._holds_disguise = disguise
+        self._watch = watch
         self._holds_calls = calls
         self._holds_end = end
         self._waiting: list[Held] = []
@@ -48,8 +46,7 @@ class Hold:
         self._waiting.append(held)
         if self._closed or (self._holds_calls and self._shows_nothing(held.chunk, turn)):
             return ()
-        self._holds_disguise = self._holds_disguise and not _is_text(turn.content)
-        if self._holds_disguise:
+        if self._watch is not None and self._watch.holds(turn.content):
             return ()
         return self.take()
 
@@ -82,8 +79,3 @@ class Hold:
         if any(value for key, value in delta.items() if key != "content"):
             return False
         return not delta.get("content") or not turn.has_text
-
-
-def _is_text(content: str) -> bool:
-    begin = content.lstrip()[:1]
-    return bool(begin) and begin not in MAY_BEGIN_CALL

@@ -114,6 +114,11 @@ class Judge:
         return executed_calls(self._messages, self.catalog)
 
     @cached_property
+    def tool_names(self) -> tuple[str, ...]:
+        """The tools that the model is offered."""
+        return tool_names(self._tools)
+
+    @cached_property
     def changed(self) -> frozenset[str]:
         """The tools that changed their answers by themselves in the client's history."""
         return changed_tools(self.executed)
@@ -130,7 +135,7 @@ class Judge:
     @property
     def only_read_only(self) -> bool:
         """Whether the model is offered nothing but read-only tools."""
-        return all(self.governs(name) for name in tool_names(self._tools))
+        return all(self.governs(name) for name in self.tool_names)
 
     def governs(self, tool: str) -> bool:
         """Whether a call of `tool` may be withheld."""
@@ -141,13 +146,23 @@ class Judge:
     ) -> tuple[Proposal, ...] | NeedProbe:
         """A proposal for each call, in order; NEED_PROBE while one of them waits for the probe. `added` are
         the calls that were withheld by a notice since the client's last message, and the notices."""
-        proposals = tuple(self._proposals(turn, measures, added, probe))
+        proposals = tuple(
+            self._exempt(evidence) or self._by_policy(evidence, turn, probe)
+            for evidence in self._evidence(turn, measures, added, probe)
+        )
         settled = tuple(proposal for proposal in proposals if isinstance(proposal, Proposal))
         return settled if len(settled) == len(proposals) else NEED_PROBE
 
-    def _proposals(
+    def let_pass(self, turn: Turn, measures: Measures, added: Sequence[Any]) -> tuple[Proposal, ...]:
+        """What becomes of the calls of a message that is not whole: they pass, and nobody judges them."""
+        return tuple(
+            Proposal(evidence, False, Reason.CUT_MESSAGE)
+            for evidence in self._evidence(turn, measures, added, NoProbe.NOT_ASKED)
+        )
+
+    def _evidence(
         self, turn: Turn, measures: Measures, added: Sequence[Any], probe: ProbeState
-    ) -> Iterable[Proposal | NeedProbe]:
+    ) -> Iterable[Evidence]:
         calls = turn.calls
         if not calls:
             return
@@ -157,9 +172,9 @@ class Judge:
         steps = step([*self._messages, *added])
         probes = [record.probe_before for record in self.known if record.probe_before]
         for place, call in enumerate(calls):
-            effect = self.catalog.effect(call.name)
+            effect = self.catalog.effect_of(call)
             siblings = pending_calls([*calls[:place], *calls[place + 1 :]], self.catalog)
-            evidence = Evidence(
+            yield Evidence(
                 call=call,
                 effect=effect,
                 history=(*history, *siblings),
@@ -176,7 +191,6 @@ class Judge:
                 schema=self.schema(call.name),
                 volatile=self.catalog.is_volatile(call.name) or call.name in self.changed,
             )
-            yield self._exempt(evidence) or self._by_policy(evidence, turn, probe)
 
     def _exempt(self, evidence: Evidence) -> Proposal | None:
         exempt = exemption(evidence)

@@ -117,7 +117,9 @@ class Ledger:
                 probe_before=generation.forced,
                 usage=dict(self.costs.tokens.get(Purpose.PROBE.value, {})),
                 explored=decision.reason is Reason.EXPLORATION,
-                signals=signals(replace(evidence, probe=generation.forced), proposal.rule),
+                signals={}
+                if decision.reason is Reason.CUT_MESSAGE
+                else signals(replace(evidence, probe=generation.forced), proposal.rule),
                 rule=proposal.rule,
             )
 
@@ -127,8 +129,9 @@ class Ledger:
         turn = generation.turn
         if turn.finish_reason is None or turn.malformed:
             return
+        reason = Reason.NOT_JUDGED if turn.is_whole else Reason.CUT_MESSAGE
         for call in turn.calls:
-            yield self._begun(number, generation, Decision(call, Action.PASS, Action.PASS, Reason.NOT_JUDGED))
+            yield self._begun(number, generation, Decision(call, Action.PASS, Action.PASS, reason))
 
     def _begun(self, number: int, generation: Generation, decision: Decision) -> CallRecord:
         call = decision.call
@@ -142,7 +145,7 @@ class Ledger:
             created=self._now,
             model=self._judge.model,
             schema=self._judge.schema(call.name),
-            effect=self._judge.catalog.effect(call.name).value,
+            effect=self._judge.catalog.effect_of(call).value,
             arm=self._arm.value,
             turn_usage=_counted(generation.turn.usage),
             origin=origin(self._asked, str(call.signature)),
@@ -227,7 +230,9 @@ class Ledger:
             return first.forced
         if first.turn.calls or first.turn.reasoning or first.turn.malformed or not first.turn.measured:
             return None
-        return first.turn.as_answer() if self._body.get("temperature") == 0 else None
+        if self._body.get("temperature") != 0 or not first.turn.is_whole:
+            return None
+        return first.turn.as_answer(self._judge.tool_names)
 
 
 def _counted(usage: object) -> dict[str, int]:

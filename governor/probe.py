@@ -8,13 +8,13 @@ model that wanted to call would otherwise look unsure of its answer, or sure of 
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
 from governor.calls import digest
 from governor.errors import LogprobsMalformed, ProbeFailed
+from governor.markup import answer_part, reads_as_call
 from governor.spans import Markup, SpanKind, segment, spans
 from governor.tokens import Token, tokens_from_logprobs
 
@@ -41,12 +41,6 @@ _NOT_FOR_THE_PROBE: Final = frozenset(
         "logprob_token_ids",
     }
 )
-
-_CALL_IN_DISGUISE: Final = re.compile(
-    r'\s*(?:```(?:json)?\s*)?(?:[\[{]\s*\{?\s*"(?:name|function|arguments)"\s*:|<function=)'
-)
-"""The body of a call without its marker. A client that asks for JSON with such a first key gets no use of
-the probe."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,34 +134,65 @@ def without_calls(body: Mapping[str, Any], settings: ProbeSettings) -> dict[str,
     return request
 
 
-def probe_answer(response: Mapping[str, Any], vocab_size: int, markup: Markup | None = None) -> ProbeAnswer:
-    """The probe's answer in upstream's whole chat response (`markup` None: the default one).
+def probe_answer(
+    response: Mapping[str, Any],
+    vocab_size: int,
+    markup: Markup | None = None,
+    tools: Collection[str] = (),
+) -> ProbeAnswer:
+    """The probe's answer in upstream's whole chat response (`markup` None: the default one) to a request that
+    offered `tools`.
 
     Raises `ProbeFailed` with the reason `malformed`, `no_logprobs`, `empty` (no token of an answer) or
-    `call` (a tool call, or what reads like the body of one).
+    `call` (a tool call, or what reads like one).
     """
     markup = markup or Markup()
     choice, message = _choice(response)
     text = message.get("content")
     if text is not None and not isinstance(text, str):
         raise ProbeFailed("malformed", "content is no text")
-    if message.get("tool_calls") or _reads_like_a_call(text or "", markup):
+    if message.get("tool_calls") or message.get("function_call"):
         raise ProbeFailed("call")
-    answer = _answer_tokens(choice, vocab_size, markup)
-    if not text or not answer:
+    return answer_of(
+        text or "",
+        _answer_tokens(choice, vocab_size, markup),
+        finished=choice.get("finish_reason") == "stop",
+        tools=tools,
+        markup=markup,
+        usage=response.get("usage"),
+    )
+
+
+def answer_of(
+    text: str,
+    tokens: Sequence[Token],
+    *,
+    finished: bool,
+    tools: Collection[str],
+    markup: Markup,
+    usage: object = None,
+) -> ProbeAnswer:
+    """The answer that the content `text` is, made of these tokens, of a model that was offered `tools`.
+
+    Raises `ProbeFailed` with the reason `empty` or `call`.
+    """
+    answer = answer_part(text, markup)
+    if answer and reads_as_call(answer, tools, markup, ended=finished):
+        raise ProbeFailed("call")
+    if not answer or not answer.strip() or not tokens:
         raise ProbeFailed("empty")
-    entropies = [token.entropy.value for token in answer]
-    usage = response.get("usage")
+    entropies = [token.entropy.value for token in tokens]
     return ProbeAnswer(
         text=text,
-        finished=choice.get("finish_reason") == "stop",
-        mean_entropy=sum(entropies) / len(answer),
+        finished=finished,
+        mean_entropy=sum(entropies) / len(tokens),
         max_entropy=max(entropies),
-        least_margin=min(token.margin for token in answer),
-        logprob=sum(token.logprob for token in answer),
-        tokens=len(answer),
+        least_margin=min(token.margin for token in tokens),
+        logprob=sum(token.logprob for token in tokens),
+        tokens=len(tokens),
         prompt_tokens=_count(usage, "prompt_tokens"),
         completion_tokens=_count(usage, "completion_tokens"),
+        fingerprint=fingerprint(answer),
     )
 
 
@@ -180,12 +205,6 @@ def _choice(response: Mapping[str, Any]) -> tuple[Mapping[str, Any], Mapping[str
     if not isinstance(choice, Mapping) or not isinstance(message, Mapping):
         raise ProbeFailed("malformed", "choices[0].message is no object")
     return choice, message
-
-
-def _reads_like_a_call(text: str, markup: Markup) -> bool:
-    """A ban on the start token makes small models write the call without it."""
-    marker = markup.call[0]
-    return bool(marker and marker in text) or _CALL_IN_DISGUISE.match(text) is not None
 
 
 def _answer_tokens(choice: Mapping[str, Any], vocab_size: int, markup: Markup) -> tuple[Token, ...]:

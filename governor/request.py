@@ -30,6 +30,8 @@ class Untouched(StrEnum):
     OTHER_LOGPROBS = "other_logprobs"
     """It asks for logprobs in a form from which no entropy can be had, or that defeats the prefix cache."""
     OTHER_DECODING = "other_decoding"
+    LEGACY_FUNCTIONS = "legacy_functions"
+    """It offers tools in the form that came before `tools`."""
 
 
 _OTHER_LOGPROBS = ("prompt_logprobs", "logprob_token_ids", "return_tokens_as_token_ids")
@@ -43,7 +45,9 @@ def untouched(body: object) -> Untouched | None:
     """
     if not isinstance(body, Mapping) or not _well_formed(body):
         return Untouched.MALFORMED
-    if body.get("tool_choice") not in (None, "auto", "none"):
+    if body.get("functions") or body.get("function_call"):
+        return Untouched.LEGACY_FUNCTIONS
+    if not _leaves_the_choice(body.get("tool_choice")):
         return Untouched.FORCED_CALL
     if body.get("n") not in (None, 1):
         return Untouched.SEVERAL_CHOICES
@@ -54,6 +58,14 @@ def untouched(body: object) -> Untouched | None:
     if not body.get("tools") and not any(message.get("role") == "tool" for message in body["messages"]):
         return Untouched.NO_TOOLS
     return None
+
+
+def _leaves_the_choice(tool_choice: object) -> bool:
+    """Whether the model may answer instead of calling."""
+    if isinstance(tool_choice, Mapping) and tool_choice.get("type") == "allowed_tools":
+        allowed = tool_choice.get("allowed_tools")
+        return isinstance(allowed, Mapping) and allowed.get("mode") == "auto"
+    return tool_choice in (None, "auto", "none")
 
 
 def _well_formed(body: Json) -> bool:

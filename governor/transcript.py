@@ -109,17 +109,9 @@ def _message(content: str, reasoning: str, calls: Sequence[Mapping[str, Any]], t
     if reasoning:
         said[turn.reasoning_key] = reasoning
     if calls:
-        said["tool_calls"] = [{key: call[key] for key in ("id", "type", "function")} for call in calls]
+        said["tool_calls"] = [{key: value for key, value in call.items() if key != "index"} for call in calls]
     return said
 
 
 def _calls(turn: Turn) -> list[dict[str, Any]]:
-    return [
-        {
-            "index": call.index,
-            "id": call.id,
-            "type": "function",
-            "function": {"name": call.name, "arguments": call.arguments},
-        }
-        for call in turn.calls
-    ]
+    return [{"index": call.index, **call.as_entry()} for call in turn.calls]

@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final
 
-from governor.calls import ToolCall
-from governor.errors import CallsMalformed, LogprobsMalformed
-from governor.probe import ProbeAnswer
+from governor.calls import CallForm, ToolCall
+from governor.errors import CallsMalformed, LogprobsMalformed, ProbeFailed
+from governor.markup import answer_part, reads_as_call
+from governor.probe import ProbeAnswer, answer_of
 from governor.request import REASONING_KEYS, Json
-from governor.spans import Markup, Span, SpanKind, mean_entropy, segment, spans
+from governor.spans import Markup, Span, SpanKind, segment, spans
 from governor.tokens import Token, Unread, tokens_from_logprobs
 
 MOST_UNREAD = 64
 """Pieces of logprobs that are kept unread, beyond which the oldest is read for each that comes: all of them
 at once would hold up other requests, and unread they take four times the memory."""
 
-CALL_KEYS = ('"name"', '"function"', '"arguments"', "<function=")
-"""How the body of a call begins."""
+WHOLE: Final = frozenset({"stop", "tool_calls", "function_call"})
+"""Upstream's words for a message that the model ended itself. Whatever else it says (`length`, `abort`,
+`content_filter`, `repetition`, a word of a later version), something may be missing."""
 
 
 @dataclass(slots=True)
@@ -27,6 +29,10 @@ class _CallParts:
     id: str = ""
     name: str = ""
     arguments: list[str] = field(default_factory=list)
+    form: CallForm = CallForm.OTHER
+
+    def call(self, index: int) -> ToolCall:
+        return ToolCall(self.id, index, self.name, "".join(self.arguments), self.form)
 
 
 class Turn:
@@ -45,6 +51,7 @@ class Turn:
         self._content: list[str] = []
         self._reasoning: list[str] = []
         self._calls: dict[int, _CallParts] = {}
+        self._legacy_call = _CallParts()
         self.places: Sequence[int] = ()
         """The places in the message of the calls that the last chunk had pieces of, one for each piece."""
         self.reasoning_key = REASONING_KEYS[0]
@@ -81,6 +88,9 @@ class Turn:
 
     def _add(self, message: Json, choice: Json) -> None:
         self._spans = None
+        if isinstance(legacy := message.get("function_call"), Mapping):
+            self._legacy_call.name += self._text(legacy.get("name"))
+            self._legacy_call.arguments.append(self._text(legacy.get("arguments")))
         if content := message.get("content"):
             self._content.append(self._text(content))
             self.has_text = self.has_text or bool(self._content[-1].strip())
@@ -110,7 +120,7 @@ class Turn:
         if isinstance(index, str) and index.isdecimal():
             return int(index)
         self.malformed = self.malformed or index is not None
-        id, name = delta.get("id"), (delta.get("function") or {}).get("name")
+        id, name = delta.get("id"), _body(delta)[1].get("name")
         for place, parts in self._calls.items():
             if id and parts.id == id:
                 return place
@@ -122,12 +132,13 @@ class Turn:
         names at one place, or a name with another id, are two calls that nobody can tell apart: an effectful
         one might be taken for a part of another."""
         parts = self._calls.setdefault(place, _CallParts())
-        function: Json = delta.get("function") or {}
-        id, name = self._text(delta.get("id")), self._text(function.get("name"))
+        form, body = _body(delta)
+        id, name = self._text(delta.get("id")), self._text(body.get("name"))
         if name and ((parts.name and name != parts.name) or (id and parts.id and id != parts.id)):
             raise CallsMalformed("calls", "two calls at one place")
         parts.id, parts.name = parts.id or id, parts.name or name
-        parts.arguments.append(self._text(function.get("arguments")))
+        parts.form = form if body else parts.form
+        parts.arguments.append(self._text(body.get("input" if form is CallForm.CUSTOM else "arguments")))
 
     def _text(self, piece: object) -> str:
         """A piece of upstream's as text, "" for what is none."""
@@ -182,10 +193,17 @@ class Turn:
 
     @property
     def calls(self) -> tuple[ToolCall, ...]:
-        return tuple(
-            ToolCall(parts.id, index, parts.name, "".join(parts.arguments))
-            for index, parts in sorted(self._calls.items())
-        )
+        """The calls; the one of the legacy `function_call`, which was not asked for, comes last and is of a
+        form that nobody knows."""
+        calls = tuple(parts.call(index) for index, parts in sorted(self._calls.items()))
+        if not self._legacy_call.arguments:
+            return calls
+        return (*calls, self._legacy_call.call(calls[-1].index + 1 if calls else 0))
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether the model ended the message itself, and no call lacks a part of its arguments."""
+        return self.finish_reason in WHOLE and all(call.is_whole for call in self.calls)
 
     def tool_name(self, index: int) -> str:
         """The tool of the call at `index`, as far as it is known; "" before that."""
@@ -232,28 +250,32 @@ class Turn:
                 return found[max(place - 1, 0)].start
         return len(self.tokens)
 
-    @property
-    def is_disguised_call(self) -> bool:
-        """Whether the text is a call written out, as small models do when the marker of a call is banned."""
-        body = self.content.strip().strip("`").removeprefix("json").lstrip(" \n[{")
-        marker = self._markup.call[0]
-        return bool(marker and marker in self.content) or body.startswith(CALL_KEYS)
+    def is_answer(self, tools: Collection[str]) -> bool:
+        """Whether there is text, and it is neither a call written out nor a thought, from a model that was
+        offered `tools`."""
+        answer = answer_part(self.content, self._markup)
+        if answer is None or not answer.strip():
+            return False
+        return not reads_as_call(answer, tools, self._markup)
 
-    def as_answer(self) -> ProbeAnswer | None:
-        """The text of the turn as an answer that nobody forced; None if it has none."""
-        answer = segment(self.tokens, self.spans(), {SpanKind.CONTENT})
-        if not answer:
+    def as_answer(self, tools: Collection[str]) -> ProbeAnswer | None:
+        """The text of the turn as an answer that nobody forced; None if it is none."""
+        try:
+            return answer_of(
+                self.content,
+                segment(self.tokens, self.spans(), {SpanKind.CONTENT}),
+                finished=self.finish_reason == "stop",
+                tools=tools,
+                markup=self._markup,
+            )
+        except ProbeFailed:
             return None
-        return ProbeAnswer(
-            text=self.content.strip(),
-            finished=self.finish_reason == "stop",
-            mean_entropy=mean_entropy(answer) or 0.0,
-            max_entropy=max(token.entropy.value for token in answer),
-            least_margin=min(token.margin for token in answer),
-            logprob=sum(token.logprob for token in answer),
-            tokens=len(answer),
-            prompt_tokens=0,
-        )
+
+
+def _body(delta: Json) -> tuple[CallForm, Json]:
+    """The form of a piece of a call, and what it says of the call; nothing in a form that nobody knows."""
+    form = CallForm.CUSTOM if delta.get("custom") else CallForm.FUNCTION
+    return form, delta.get(form.value) or {}
 
 
 def _entries(logprobs: Json | Unread) -> Sequence[Json]:

@@ -13,9 +13,9 @@ from pathlib import Path
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from scripts import configuration_reference, http_reference, metrics_reference
+from scripts import configuration_reference, http_reference, markup_reference, metrics_reference
 
-PAGES = (metrics_reference.PAGE, configuration_reference.PAGE, http_reference.PAGE)
+PAGES = (metrics_reference.PAGE, configuration_reference.PAGE, http_reference.PAGE, markup_reference.PAGE)
 
 
 def main() -> int:

@@ -13,9 +13,12 @@ from dataclasses import replace
 from math import isfinite
 from typing import Any, Final
 
+from governor.calls import tool_names
 from governor.errors import GovernorError, ProbeFailed
+from governor.markup import reads_as_call
 from governor.probe import ProbeAnswer, probe_answer, probe_request
 from governor.request import Json
+from governor.tool_parsers import parser_of
 from governor.turn import Turn
 from governor_server.balancer import shows_health
 from governor_server.diagnosis import Finding, Result
@@ -39,14 +42,6 @@ BAN_FIX: Final = (
 )
 FASTER: Final = 0.7
 """The share of the first answer's time below which a second one looks cached."""
-
-PARSERS: Final = {
-    "<function=": "qwen3_coder",
-    "<tool_call>": "hermes",
-    "[TOOL_CALLS]": "mistral",
-    "<|python_tag|>": "llama3_json",
-}
-"""Texts that open a call, and the tool parser of vLLM that reads it; the first that is found counts."""
 
 SAMPLE: Final[Json] = {
     "messages": [
@@ -264,8 +259,9 @@ class Examination:
     async def _check_tool_calls(self, check: str) -> Finding:
         answer = await self._chat(self._agents())
         turn = self._whole(answer)
-        parser = next((name for mark, name in PARSERS.items() if turn and mark in turn.content), "hermes")
-        fix = f"Start vLLM with --enable-auto-tool-choice --tool-call-parser {parser}"
+        parser = parser_of(turn.content) if turn else None
+        name = parser.name if parser else "hermes"
+        fix = f"Start vLLM with --enable-auto-tool-choice --tool-call-parser {name}"
         fix += " (hermes is for Qwen; each family of models has its own)."
         if turn is None:
             meaning = "Requests with tools fail, so there are no calls to govern."
@@ -282,7 +278,7 @@ class Examination:
                 "No parser can read it, which says nothing about the server.",
                 self._another_sample,
             )
-        if any(mark in turn.content for mark in (self._markup.call[0], *PARSERS) if mark):
+        if reads_as_call(turn.content, tool_names(self._agents().get("tools") or ()), self._markup):
             seen = f"the call stands in the text: {excerpt(turn.content)}"
             return Finding(check, MISSING, seen, "No tool parser reads the calls of this model.", fix)
         self._free = turn
@@ -421,7 +417,8 @@ class Examination:
             meaning = "The request of the probe is refused."
             return Finding(check, MISSING, answer.complaint, meaning, "Look at the server's log.")
         try:
-            forced = probe_answer(answer.json, self._vocab_size, self._markup)
+            tools = tool_names(self._request().get("tools") or ())
+            forced = probe_answer(answer.json, self._vocab_size, self._markup, tools)
         except ProbeFailed as failure:
             return self._no_answer(check, failure, self._forced)
         if forced.finished:

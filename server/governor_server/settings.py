@@ -39,6 +39,7 @@ from governor.pruning import PrunePolicy, PruneSettings
 from governor.results import compiled
 from governor.rules import Budgets, RuleSettings
 from governor.spans import Markup, SpanKind
+from governor.tool_parsers import BY_NAME, SOURCE
 from governor_server import policies
 from governor_server.access import AuthSettings
 from governor_server.balancer import UpstreamSettings
@@ -224,11 +225,29 @@ class ToolSettings(Section):
 
 
 class MarkupSettings(Section):
-    """The tokens with which the model's chat template marks spans."""
+    """The tokens with which the model's chat template marks spans. `call` may be the name of the tool parser
+    that vLLM runs with."""
 
     reasoning: tuple[str, str] = ("<think>", "</think>")
-    call: tuple[str, str] = ("<tool_call>", "</tool_call>")
+    call: tuple[str, str] | str = ("<tool_call>", "</tool_call>")
     ends: tuple[str, ...] = tuple(sorted(Markup().ends))
+
+    @field_validator("call")
+    @classmethod
+    def _known(cls, call: tuple[str, str] | str) -> tuple[str, str] | str:
+        if isinstance(call, str) and call not in BY_NAME:
+            near = difflib.get_close_matches(call, BY_NAME, 1)
+            meant = f": did you mean {near[0]}?" if near else f", of those of {SOURCE}"
+            raise ValueError(f"{call} is no tool parser{meant}")
+        return call
+
+    @property
+    def call_markers(self) -> tuple[str, str]:
+        """What opens and closes a call; "" for what the format does not have."""
+        if not isinstance(self.call, str):
+            return self.call
+        parser = BY_NAME[self.call]
+        return next(iter(parser.opening), ""), parser.closing
 
 
 class StoreSettings(Section):
@@ -381,7 +400,7 @@ class Settings(BaseSettings):
             action=governance.action,
             policy=governance.build_policy(),
             catalog=self.tools.catalog(),
-            markup=Markup(self.markup.reasoning, self.markup.call, frozenset(self.markup.ends)),
+            markup=Markup(self.markup.reasoning, self.markup.call_markers, frozenset(self.markup.ends)),
             probe=CoreProbeSettings(
                 max_tokens=self.probe.max_tokens,
                 top_logprobs=governance.top_logprobs,
@@ -400,7 +419,7 @@ class Settings(BaseSettings):
     @property
     def call_start_token(self) -> str:
         """The text of the token that opens a tool call."""
-        return self.probe.call_start_token or self.markup.call[0]
+        return self.probe.call_start_token or self.markup.call_markers[0]
 
 
 Location = tuple[str | int, ...]

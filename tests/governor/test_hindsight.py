@@ -15,6 +15,7 @@ from governor.calls import ToolCatalog
 from governor.certificate import upper_bound
 from governor.conversations import conversations
 from governor.conversations import observed as only_observed
+from governor.decision import Reason
 from governor.exchange import Ask, Exchange
 from governor.governance import Governance
 from governor.hindsight import Fate, Summary, judged
@@ -171,6 +172,14 @@ def test_a_missing_probe_is_unknown_and_a_failed_one_passes() -> None:
     for reason in ("probe_failed", "no_logprobs"):
         assert [call.fate for call in judged([decided(silent, reason=reason)], policy("tasr"))] == [Fate.PASS]
     assert [call.fate for call in judged([silent], policy("cap", calls=0))] == [Fate.WITHHOLD]
+
+
+def test_a_call_of_an_unfinished_message_passes_whatever_the_policy_says() -> None:
+    """Nobody would have judged it live, not even a rule that holds for it."""
+    cut = [decided(record(step), reason="cut_message") for step in range(3)]
+    assert {(call.fate, call.reason) for call in judged(cut, policy("cap", calls=0))} == {
+        (Fate.PASS, Reason.CUT_MESSAGE)
+    }
 
 
 def test_two_records_of_a_call_count_as_one() -> None:

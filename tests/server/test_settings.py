@@ -228,3 +228,17 @@ def test_a_configured_vocabulary_wins_and_an_unknown_one_is_assumed_large(tmp_pa
     assert load(tmp_path=tmp_path).build_governance(None, None).vocab_size == UNKNOWN_VOCAB_SIZE
     settings = load("governance: {vocab_size: 7}", tmp_path=tmp_path)
     assert settings.build_governance(None, 1000).vocab_size == 7
+
+
+def test_the_markup_of_a_call_may_be_named_by_vllms_parser(tmp_path: Path) -> None:
+    """So that the two need not be looked up; the texts themselves work as before."""
+    core = load("markup: {call: kimi_k2}", tmp_path=tmp_path).build_governance(None, None)
+    assert core.markup.call == ("<|tool_calls_section_begin|>", "<|tool_calls_section_end|>")
+    assert core.probe.call_start == "<|tool_calls_section_begin|>"
+    bare = load("markup: {call: pythonic}", tmp_path=tmp_path).build_governance(None, None)
+    assert (bare.markup.call, bare.probe.call_start) == (("", ""), "")
+
+
+def test_a_parser_that_does_not_exist_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match="did you mean hermes"):
+        load("markup: {call: hermess}", tmp_path=tmp_path)

@@ -13,7 +13,8 @@ from typing import Any, Protocol
 
 from openai import AsyncOpenAI
 
-from governor.calls import CallSignature, canonical_arguments
+from governor.calls import CallSignature, canonical_arguments, tool_names
+from governor.markup import reads_as_call
 from governor_training.environment import Environment, Message, Task, Toolbox
 
 MAX_TURNS = 8
@@ -152,7 +153,7 @@ class Agent:
             calls = message.get("tool_calls") or []
             if not calls:
                 run.answer = message.get("content") or ""
-                run.malformed += "<tool_call>" in run.answer
+                run.malformed += reads_as_call(run.answer, tool_names(run.task.tools or ()))
                 break
             for call in calls:
                 await self._execute(run, call, toolbox, instead or {})

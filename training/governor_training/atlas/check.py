@@ -14,6 +14,7 @@ import torch
 from tokenizers import Tokenizer
 from transformers import Qwen3ForCausalLM
 
+from governor.markup import reads_as_call
 from governor_training.atlas.questions import WORDINGS, Question, ask, held_out_sample
 from governor_training.atlas.tools import ANSWERING, SAVING, Toolbox
 from governor_training.atlas.world import World
@@ -150,8 +151,8 @@ def _advance(run: Run, said: str) -> None:
     run.text += f"{chat.ASSISTANT}{said}{chat.END}\n"
     found = _CALL.search(said)
     if found is None:
-        run.malformed += "<tool_call>" in said
         run.answer = said.split("</think>\n\n")[-1]
+        run.malformed += reads_as_call(run.answer)
         return
     run.calls += 1
     try:

@@ -13,6 +13,7 @@ from openai import AsyncOpenAI
 from rich.console import Console
 from rich.table import Table
 
+from governor.calls import tool_names
 from governor.errors import ProbeFailed
 from governor.probe import ProbeSettings, probe_answer, probe_request
 from governor_training import replay
@@ -111,7 +112,7 @@ async def _forced(client: AsyncOpenAI, atlas: AtlasEnvironment, task: Task) -> t
     request = probe_request(body, ProbeSettings(chat_template_kwargs={"enable_thinking": False}))
     response = await client.post("/chat/completions", body=request, cast_to=dict[str, Any])
     try:
-        answer = probe_answer(response, VOCABULARY)
+        answer = probe_answer(response, VOCABULARY, tools=tool_names(ANSWERING))
     except ProbeFailed:
         return 0.0, 0.0, False
     saved = Toolbox(atlas.world)

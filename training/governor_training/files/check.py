@@ -14,6 +14,7 @@ import torch
 from tokenizers import Tokenizer
 from transformers import Qwen3ForCausalLM
 
+from governor.markup import reads_as_call
 from governor_training.atlas.check import Greedy
 from governor_training.environment import Split
 from governor_training.files.edits import WORDINGS, Edit, edits
@@ -114,8 +115,8 @@ def _advance(run: Run, said: str) -> None:
     run.text += f"{chat.ASSISTANT}{said}{chat.END}\n"
     found = _CALL.search(said)
     if found is None:
-        run.malformed += "<tool_call>" in said
         run.answer = said.split("</think>\n\n")[-1]
+        run.malformed += reads_as_call(run.answer)
         return
     try:
         call = json.loads(found[1])
