@@ -30,11 +30,13 @@ from governor_server.balancer import Balancer, Member, is_healthy
 from governor_server.current import new_name
 from governor_server.dashboard.routes import Dashboard, dashboard_routes, is_of_page, is_private
 from governor_server.errors import SettingsError
+from governor_server.extras import how_to_install
 from governor_server.feedback import EFFECT, FEEDBACK, FeedbackStore, feedback_routes
 from governor_server.gatekeeper import CALIBRATED, Gatekeeper
 from governor_server.metrics import Metrics, process_registry
 from governor_server.paths import is_chat
 from governor_server.proxy import Proxy
+from governor_server.readiness import until_ready
 from governor_server.settings import Settings, TracingSettings
 from governor_server.shared import Shared, lease_s
 from governor_server.store import RecordStore
@@ -90,6 +92,7 @@ class GovernorApp:
         self.settings = settings
         self.metrics = metrics
         self.draining = False
+        self.problem_at_start = ""
         self.access = Access(settings.auth, trusts_upstream=settings.upstream.api_key is None)
         self.upstream = self._balanced(upstream_url)
         url = settings.store.redis_url
@@ -250,20 +253,24 @@ class GovernorApp:
         self.draining = True
         self.dashboard.live.end_streams()
 
-    async def ready(self) -> bool:
-        """Whether upstream answers its health check."""
-        with suppress(UpstreamError, TimeoutError):
+    async def check_upstream(self) -> str:
+        """Why upstream cannot be asked, "" if it can: whether it answers its health check. What is to be
+        learned from it is learned with the first answer."""
+        try:
             async with asyncio.timeout(READY_TIMEOUT_S):
                 healthy = await is_healthy(self.upstream)
                 if self._call_start_unknown:
                     await self._learn_call_start()
-                return healthy
-        return False
+        except UpstreamError as error:
+            return str(error)
+        except TimeoutError:
+            return f"upstream {self.upstream.url} did not answer within {READY_TIMEOUT_S:g} s"
+        return "" if healthy else f"upstream {self.upstream.url} fails its health check (GET /health)"
 
     async def look_at_upstream(self) -> None:
         """Shows whether upstream answers. Several servers are looked at all the time."""
         if not self.settings.upstream.replicas:
-            self.metrics.upstream_up.labels(self.upstream.url).set(await self.ready())
+            self.metrics.upstream_up.labels(self.upstream.url).set(not await self.check_upstream())
 
     def _governance(self) -> Governance:
         return self.settings.build_governance(self._call_start_id, self._vocab_size)
@@ -282,10 +289,15 @@ class GovernorApp:
     async def _lifespan(self, receive: Receive, send: Send) -> None:
         await receive()
         async with self.upstream:
-            await self.ready()
+            self.problem_at_start = await self.check_upstream()
+            waiting: asyncio.Task[None] | None = None
+            if self.problem_at_start:
+                waiting = asyncio.create_task(until_ready(self.problem_at_start, self.check_upstream))
             renewing = asyncio.create_task(self.gatekeeper.run()) if self.gatekeeper else None
             await send({"type": "lifespan.startup.complete"})
             await receive()
+            if waiting is not None:
+                waiting.cancel()
             if renewing is not None and self.gatekeeper is not None:
                 renewing.cancel()
                 await asyncio.to_thread(self.gatekeeper.close)
@@ -312,6 +324,8 @@ class GovernorApp:
         headers = [(b"content-type", b"application/json")]
         async with self.upstream.request("POST", b"/tokenize", headers, body) as response:
             answer = await response.read()
+        if response.status >= 500 and response.status != 501:
+            return  # It is still starting, or something in front of it says so.
         self._call_start_unknown = False
         with suppress(orjson.JSONDecodeError, KeyError, TypeError, ValueError):
             (self._call_start_id,) = orjson.loads(answer)["tokens"]
@@ -324,7 +338,7 @@ def tracing_kind() -> type[Tracing]:
         from governor_server.tracing.tracing import Tracing
     except ImportError as error:
         raise SettingsError(
-            f"tracing.endpoint needs OpenTelemetry ({error}): pip install 'tool-governor[otel]'"
+            f"tracing.endpoint needs OpenTelemetry ({error}): {how_to_install('otel')}"
         ) from None
     return Tracing
 
@@ -359,14 +373,15 @@ def own_routes(app: GovernorApp) -> FastAPI:
 
     @routes.get("/readyz", responses={503: {"description": "not now"}})
     async def readyz(response: Response) -> Mapping[str, str]:
-        """Whether requests should come: 200, or 503 while the proxy ends or where upstream does not answer
-        its health check within two seconds."""
+        """Whether requests should come: 200, or 503 with the reason while the proxy ends, or where upstream
+        does not answer its health check within two seconds."""
         if app.draining:
             response.status_code = 503
             return {"status": "draining"}
-        ready = await app.ready()
-        response.status_code = 200 if ready else 503
-        return {"status": "ok" if ready else "upstream does not answer"}
+        if problem := await app.check_upstream():
+            response.status_code = 503
+            return {"status": "upstream does not answer", "reason": problem}
+        return {"status": "ok"}
 
     @routes.get(METRICS, response_class=PlainTextResponse, responses=REFUSALS, dependencies=key)
     async def metrics() -> Response:

@@ -56,6 +56,7 @@ from governor_server.limits import (
 from governor_server.logs import fields
 from governor_server.metrics import Metrics
 from governor_server.tenants import conversation_name, qualified
+from governor_server.ungoverned import OTHER_APIS, UngovernedRequests
 from governor_server.upstream import Body, Upstream, UpstreamError, UpstreamResponse, requested
 
 if TYPE_CHECKING:
@@ -173,12 +174,14 @@ class Proxy:
     reviews: set[asyncio.Task[None]] = field(default_factory=set)
     slots: Slots = field(init=False)
     preflight_slots: Slots = field(init=False)
+    ungoverned: UngovernedRequests = field(init=False)
     _last_reviews: dict[str, asyncio.Task[None]] = field(default_factory=dict)
     _review_places: asyncio.Semaphore = field(init=False)
 
     def __post_init__(self) -> None:
         self.slots = Slots(self.limits)
         self.preflight_slots = Slots(self.limits.model_copy(update=PREFLIGHT_PLACES))
+        self.ungoverned = UngovernedRequests(self.metrics.count_ungoverned)
         self._review_places = asyncio.Semaphore(MAX_RUNNING_REVIEWS)
 
     async def chat(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -275,9 +278,12 @@ class Proxy:
             raise
 
     async def _uploaded(self, scope: Scope, caller: Caller, upload: Upload, reply: Reply) -> None:
+        body = upload.body
+        if scope["method"] == "POST" and (api := OTHER_APIS.get(scope["path"])) is not None:
+            body = self.ungoverned.watched(api, body)
         slots = self.preflight_slots if caller is PREFLIGHT else self.slots
         async with slots.place(caller.tenant):
-            await self._relay(scope, caller, upload.body, reply)
+            await self._relay(scope, caller, body, reply)
 
     async def _relay(self, scope: Scope, caller: Caller, body: Body, reply: Reply) -> None:
         headers = requested(scope["headers"], drop=caller.withheld)
@@ -319,14 +325,19 @@ class Proxy:
     async def _open(self, scope: Scope, caller: Caller, raw: bytes) -> Exchange | None:
         """The exchange for a request that may be governed, else None."""
         if header(scope, b"x-governor") == "off":
+            self.ungoverned.add_chat(None, raw, off=True)
             return None
         try:
             body = exact_json.loads(raw)
         except ValueError:
+            self.ungoverned.add_chat(None, raw, off=False)
             return None
         if (request := current.get()) is not None and isinstance(body, dict):
             request.model = str(body.get("model") or "")
-        return await self._exchange(scope, caller.tenant, body) if untouched(body) is None else None
+        if untouched(body) is not None:
+            self.ungoverned.add_chat(body, raw, off=False)
+            return None
+        return await self._exchange(scope, caller.tenant, body)
 
     async def _exchange(self, scope: Scope, tenant: str, body: Json) -> Exchange:
         calls = answered_calls(body["messages"])

@@ -39,6 +39,7 @@ from tests.governor.test_exchange import (
 from tests.wire.generated import Generated, chat, made
 
 RULES = replace(ENFORCE, policy=RulesPolicy())
+VOLATILE = replace(RULES, catalog=CATALOG.with_volatile(["lookup"]))
 CALLING = Generated(calls=[NORWAY])
 
 
@@ -120,6 +121,8 @@ SCENES: Mapping[Reason, Callable[[], Sequence[Decision]]] = {
     Reason.UNKNOWN_TOOL: lambda: decided(RULES, calls=[("c1", "other", "{}")], tools=["other"]),
     Reason.ASKED_AGAIN: lambda: decided(noticed(2), *BEFORE, later=[CALLING]),
     Reason.NOTICE_LIMIT: lambda: decided(noticed(1), *history(*TWICE), later=[Generated(calls=[SWEDEN])]),
+    Reason.VOLATILE: lambda: decided(VOLATILE, *BEFORE),
+    Reason.UNFINISHED: lambda: decided(RULES, *history(numbered(NORWAY, 0), result="pending")),
     Reason.PROBE_FAILED: lambda: decided(ENFORCE, probe="timeout"),
     Reason.NO_PROBE: lambda: decided(OBSERVE, probe_when_observing=False),
     Reason.REPLACEMENT_FAILED: lambda: decided(RULES, *BEFORE, later=[None]),
