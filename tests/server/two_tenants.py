@@ -295,6 +295,8 @@ class Wire:
         """In one piece or in several."""
         cuts = sorted(random.randrange(len(raw) + 1) for _ in range(random.choice((0, 0, 1, 3))))
         for start, end in zip([0, *cuts], [*cuts, len(raw)], strict=True):
+            if self.writer.is_closing():
+                raise ConnectionResetError
             self.writer.write(raw[start:end])
             await asyncio.sleep(0)
         # No drain: a server that answers without reading would never let it end.
