@@ -81,12 +81,12 @@ shake: setup prometheus redis chromium clients ## Run the tests over and over, e
 e2e: setup clients ## Run the tests against a real vLLM with the bundled model (minutes)
 	$(BIN)/pytest tests/e2e $(ARGS)
 
-docs: setup ## Build the documentation as a site into build/site; broken links are errors
-	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
+docs: ## Build the documentation as a site into build/site; broken links are errors
+	@scripts/docs build --quiet --strict
 	@echo "open build/site/index.html"
 
-docs-serve: setup ## Show the documentation at http://127.0.0.1:8001 while you write it
-	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs serve --dev-addr 127.0.0.1:8001
+docs-serve: ## Show the documentation at http://127.0.0.1:8001 while you write it
+	@scripts/docs serve --dev-addr 127.0.0.1:8001
 
 reference: setup ## Write the parts of the documentation that come from the code
 	@$(BIN)/python scripts/reference.py

@@ -20,13 +20,16 @@ from governor.records import CallRecord
 from governor.rules import find
 from governor.spans import call_tokens, decision_token, mean_entropy, segment
 from governor.turn import Turn
+from governor.volatility import changed_tools
 
 
 class NoProbe(Enum):
-    """Why there is no probe to judge by: none was asked for yet, or it gave no answer."""
+    """Why there is no probe to judge by: none was asked for yet, it gave no answer, or none may be asked
+    for."""
 
     NOT_ASKED = "not_asked"
     FAILED = "failed"
+    NOT_ALLOWED = "not_allowed"
 
 
 ProbeState = ProbeAnswer | NoProbe
@@ -83,7 +86,8 @@ class Judge:
     What the policy is never asked about: calls of tools that are not read-only, and calls that the model
     repeats after a notice. An exception in the policy lets the call pass and is kept in `errors`.
 
-    `known` are the records of the conversation's earlier calls, oldest first; `missing` are the signatures of
+    `known` are the records of the conversation's earlier calls, oldest first, as far as they are known by
+    now; `missing` are the signatures of
     those whose results a stub told the model to ask for again.
     """
 
@@ -92,12 +96,10 @@ class Judge:
     ) -> None:
         tools = body.get("tools") or ()
         self._messages: Sequence[Any] = body["messages"]
-        probes = [record.probe_before for record in known if record.probe_before]
         self._governance = governance
         self._tools = tools
         self._model = str(body.get("model") or "")
-        self._previous_probe = probes[-1] if probes else None
-        self._last = known[-1] if known else None
+        self.known = known
         self.missing: AbstractSet[CallSignature] = frozenset()
         self.catalog = governance.catalog.with_tools(tools)
         self.errors: list[Exception] = []
@@ -110,6 +112,20 @@ class Judge:
     def executed(self) -> tuple[ExecutedCall, ...]:
         """The calls of the client's history."""
         return executed_calls(self._messages, self.catalog)
+
+    @cached_property
+    def changed(self) -> frozenset[str]:
+        """The tools that changed their answers by themselves in the client's history."""
+        return changed_tools(self.executed)
+
+    @property
+    def model(self) -> str:
+        """The model that the client asks for."""
+        return self._model
+
+    def schema(self, tool: str) -> str:
+        """The fingerprint of a tool's description, "" if the request has none."""
+        return self._schemas.get(tool, "")
 
     @property
     def only_read_only(self) -> bool:
@@ -139,6 +155,7 @@ class Judge:
         # Only in what the governor itself said: a tool's result that reads like a notice unlocks nothing.
         withheld = withheld_signatures(added)
         steps = step([*self._messages, *added])
+        probes = [record.probe_before for record in self.known if record.probe_before]
         for place, call in enumerate(calls):
             effect = self.catalog.effect(call.name)
             siblings = pending_calls([*calls[:place], *calls[place + 1 :]], self.catalog)
@@ -153,10 +170,11 @@ class Judge:
                 decision_margin=measures.decision_margin,
                 argument_entropy=measures.arguments[place],
                 probe=probe if isinstance(probe, ProbeAnswer) else None,
-                previous_probe=self._previous_probe,
-                last=self._last,
+                previous_probe=probes[-1] if probes else None,
+                last=self.known[-1] if self.known else None,
                 model=self._model,
-                schema=self._schemas.get(call.name, ""),
+                schema=self.schema(call.name),
+                volatile=self.catalog.is_volatile(call.name) or call.name in self.changed,
             )
             yield self._exempt(evidence) or self._by_policy(evidence, turn, probe)
 
@@ -167,7 +185,8 @@ class Judge:
     def _by_policy(self, evidence: Evidence, turn: Turn, probe: ProbeState) -> Proposal | NeedProbe:
         rule = ""
         try:
-            if found := find(evidence.call, evidence.history, self._governance.rules):
+            rules, volatile = self._governance.rules, evidence.volatile
+            if found := find(evidence.call, evidence.history, rules, volatile=volatile):
                 rule = found.reason.value
             judgement: Judgement = self._governance.policy.judge(evidence)
         except Exception as error:
@@ -179,6 +198,7 @@ class Judge:
             )
         if not turn.measured:
             return Proposal(evidence, False, Reason.NO_LOGPROBS, rule=rule)
-        if probe is not NoProbe.NOT_ASKED:
-            return Proposal(evidence, False, Reason.PROBE_FAILED, rule=rule)
-        return NEED_PROBE
+        if probe is NoProbe.NOT_ASKED:
+            return NEED_PROBE
+        reason = Reason.NO_PROBE if probe is NoProbe.NOT_ALLOWED else Reason.PROBE_FAILED
+        return Proposal(evidence, False, reason, rule=rule)

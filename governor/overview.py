@@ -12,13 +12,13 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+from governor.conversations import in_order
 from governor.decision import Action
 from governor.experiment import Arm
-from governor.hindsight import passed
 from governor.labels import Label
 from governor.outcomes import effect, effect_of
 from governor.prices import Prices
-from governor.records import CallRecord
+from governor.records import CallRecord, Key
 from governor.turn_record import TurnRecord
 
 REDUCTIONS: Final = tuple(edge / 10 for edge in range(-15, 16))
@@ -29,18 +29,15 @@ OTHERS: Final = "all other tools"
 STEPS_S: Final = (1, 5, 15, 60, 300, 900, 3600, 6 * 3600, 24 * 3600, 7 * 24 * 3600)
 """Lengths of a column of time that people count in."""
 
-Key = tuple[str, str]
-"""Conversation and call."""
-
 
 def withheld(records: Iterable[CallRecord]) -> int:
     """How many calls did not reach the agent."""
-    return sum(not passed(record) for record in records)
+    return sum(not record.passed for record in records)
 
 
 def would_withhold(record: CallRecord) -> bool:
     """Whether a call passed though the policy speaks against it: observed, held out or explored."""
-    return passed(record) and record.decision.get("proposed", Action.PASS) != Action.PASS
+    return record.passed and record.decision.get("proposed", Action.PASS) != Action.PASS
 
 
 def step_of(first: float, last: float, most: int, steps: Sequence[int] = STEPS_S) -> int:
@@ -76,7 +73,7 @@ class Tally:
         """Count a call, or with -1 take it back."""
         self.calls += times
         self.governed += times * (record.arm == Arm.GOVERNED)
-        self.withheld += times * (not passed(record))
+        self.withheld += times * (not record.passed)
         self.spared += times * would_withhold(record)
         self.explored += times * record.explored
         self.pruned += times * bool(record.stub)
@@ -124,15 +121,15 @@ class Tally:
 
 @dataclass(slots=True)
 class Talk:
-    """A conversation: its calls by id, and its arm."""
+    """A conversation: its calls, and its arm."""
 
-    calls: dict[str, CallRecord] = field(default_factory=dict)
+    calls: dict[Key, CallRecord] = field(default_factory=dict)
     arm: str = ""
 
     @property
-    def records(self) -> list[CallRecord]:
+    def records(self) -> Sequence[CallRecord]:
         """Oldest first."""
-        return sorted(self.calls.values(), key=lambda record: (record.created, record.step))
+        return in_order(self.calls.values())
 
 
 class Overview:
@@ -158,7 +155,7 @@ class Overview:
 
     def update(self, records: Iterable[CallRecord]) -> int:
         """Take in what is kept now, all of it: how many records are new, others, or gone."""
-        fresh = {(record.conversation, record.call_id): record for record in records}
+        fresh = {record.key: record for record in records}
         known = self._records
         changed = [(key, record) for key, record in fresh.items() if known.get(key) is not record]
         gone = known.keys() - fresh.keys() if len(known) + len(changed) != len(fresh) else set()
@@ -223,12 +220,12 @@ class Overview:
         self._records[key] = record
         self._count(record, 1)
         talk = self.talks.pop(key[0], None) or Talk()
-        talk.calls[key[1]] = record
+        talk.calls[key] = record
         self.talks[key[0]] = talk
 
     def _forget(self, key: Key) -> None:
         self._count(self._records.pop(key), -1)
-        del self.talks[key[0]].calls[key[1]]
+        del self.talks[key[0]].calls[key]
 
     def _count(self, record: CallRecord, times: int) -> None:
         self.total.add(record, times)
@@ -238,7 +235,7 @@ class Overview:
             del self.tools[record.tool]
         second = int(record.created)
         counts = self._seconds.setdefault(second, [0, 0])
-        counts[not passed(record)] += times
+        counts[not record.passed] += times
         if not any(counts):
             del self._seconds[second]
 

@@ -115,8 +115,9 @@ class Access:
             raise ApiError(
                 403,
                 "permission_denied",
-                "Without auth.admin_keys this answers to requests from the machine itself only. "
-                "`governor key` makes one.",
+                "Without auth.admin_keys this answers to requests from the machine itself only, not to the "
+                "host of its container. `governor key` makes the operator's key: put its digest into "
+                "auth.admin_keys (GOVERNOR_AUTH__ADMIN_KEYS), and send the key as a bearer token.",
             )
 
 
@@ -174,11 +175,14 @@ def refused(why: str) -> ApiError:
 
 
 def new_key(tenant: str | None) -> tuple[str, str]:
-    """A fresh key, and the lines of governor.yaml that let it in. Raises `SettingsError`."""
+    """A fresh key, and the lines of governor.yaml that let it in, with the variable that does the same as a
+    comment. Raises `SettingsError`."""
     if tenant is not None and not re.fullmatch(TENANT, tenant):
         raise SettingsError(f"no name for a tenant: {tenant!r} (1 to 64 of the characters A-Z a-z 0-9 _ . -)")
     key = f"gov-{secrets.token_urlsafe(32)}"
     digest = sha256(key.encode()).hexdigest()
     if tenant is None:
-        return key, f"auth:\n  admin_keys:\n    - {digest}"
-    return key, f"auth:\n  keys:\n    - {{tenant: {tenant}, sha256: {digest}}}"
+        variable = f"# or: GOVERNOR_AUTH__ADMIN_KEYS='[\"{digest}\"]'"
+        return key, f"auth:\n  admin_keys:\n    - {digest}\n{variable}"
+    variable = f'# or: GOVERNOR_AUTH__KEYS=\'[{{"tenant": "{tenant}", "sha256": "{digest}"}}]\''
+    return key, f"auth:\n  keys:\n    - {{tenant: {tenant}, sha256: {digest}}}\n{variable}"

@@ -188,4 +188,14 @@ async def is_healthy(server: Upstream | Balancer) -> bool:
     """Whether it answers its health check, of several servers one. Raises `UpstreamError`."""
     async with server.request("GET", b"/health", []) as response:
         await response.read()
-        return response.status == 200
+        return shows_health(response.status)
+
+
+def shows_health(status: int) -> bool:
+    """Whether the answer to a health check comes from a server that works. One without that route, or that
+    wants a key for it, does; vLLM says 503 when its engine is dead.
+
+    >>> [shows_health(status) for status in (200, 401, 404, 501, 503)]
+    [True, True, True, True, False]
+    """
+    return status < 500 or status == 501

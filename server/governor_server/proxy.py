@@ -10,22 +10,21 @@ from __future__ import annotations
 import asyncio
 import logging
 import traceback
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from time import perf_counter
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol
 
-import orjson
-
-from governor.conversation import AnsweredCall, answered_calls
+from governor.conversation import AnsweredCall, answered_calls, reply_origins
 from governor.exchange import Exchange, Explain, Purpose
 from governor.governance import Governance
 from governor.records import CallRecord
-from governor.request import Json, fresh_result_ids, untouched
+from governor.request import Json, untouched
 from governor.transcript import Transcript
 from governor.turn_record import TurnRecord
+from governor_server import exact_json
 from governor_server.access import PREFLIGHT, Access, Caller
 from governor_server.api_errors import ApiError, Headers
 from governor_server.asgi import (
@@ -45,6 +44,7 @@ from governor_server.asgi import (
 from governor_server.balancer import Balancer
 from governor_server.current import SANE_ID, CurrentRequest, current, current_trace, request_id
 from governor_server.governed_chat import GovernedChat
+from governor_server.keep_alive import Sleep
 from governor_server.limits import (
     LimitSettings,
     Slots,
@@ -56,13 +56,16 @@ from governor_server.limits import (
 from governor_server.logs import fields
 from governor_server.metrics import Metrics
 from governor_server.tenants import conversation_name, qualified
+from governor_server.ungoverned import OTHER_APIS, UngovernedRequests
 from governor_server.upstream import Body, Upstream, UpstreamError, UpstreamResponse, requested
 
 if TYPE_CHECKING:
     from governor_server.tracing.tracing import Tracing
 
-MAX_REVIEWS = 64
-"""Reviews of observed calls at the same time; past this many they are dropped and counted."""
+MAX_RUNNING_REVIEWS = 64
+"""Reviews of observed calls at the same time; others wait."""
+MAX_REVIEWS = 512
+"""With those that wait; past this many they are dropped and counted."""
 
 NOT_PROXIED = frozenset({"CONNECT", "TRACE"})
 """One asks for a tunnel, the other to be shown the request as upstream got it, with upstream's key."""
@@ -107,9 +110,17 @@ class Records(Protocol):
         self, tenant: str, calls: Sequence[AnsweredCall], conversation: str = ""
     ) -> Mapping[str, CallRecord]: ...
 
+    def owner(self, tenant: str, calls: Sequence[AnsweredCall], replies: Iterable[str] = ()) -> str: ...
+
+    def began(self, conversation: str) -> float | None: ...
+
     def put(self, record: CallRecord) -> None: ...
 
-    async def expect(self, tenant: str, call: AnsweredCall, conversation: str = "") -> None: ...
+    def latest(self, record: CallRecord) -> CallRecord: ...
+
+    async def shared(self) -> None: ...
+
+    async def expect(self, tenant: str, calls: Sequence[AnsweredCall], conversation: str = "") -> None: ...
 
 
 class Turns(Protocol):
@@ -124,13 +135,22 @@ class Transcripts(Protocol):
     def put(self, transcript: Transcript) -> None: ...
 
 
+class Volatile(Protocol):
+    """Which tools change their answers by themselves, as `VolatileTools` has it."""
+
+    def of(self, tenant: str) -> frozenset[str]: ...
+
+    def learn(self, tenant: str, tools: Iterable[str]) -> None: ...
+
+
 @dataclass(slots=True)
 class Proxy:
     """What all requests share. `governance` may be replaced while the proxy runs; `by_model` holds those of
     models that are governed otherwise, by tenant and model; by "" and model for tenants of whom nothing is
     said, and for all where `gates_by_tenant` is False.
 
-    `clock` gives seconds since the epoch; `new_id` gives a name for a conversation that has none yet.
+    `clock` gives seconds since the epoch; `sleep` waits for some; `new_id` gives a name for a conversation
+    that has none yet.
     """
 
     upstream: Upstream | Balancer
@@ -142,19 +162,27 @@ class Proxy:
     clock: Callable[[], float]
     new_id: Callable[[], str]
     probe_timeout_s: float = 10.0
+    max_silence_s: float = 4.0
+    sleep: Sleep = asyncio.sleep
     probe_when_observing: bool = True
     by_model: Mapping[tuple[str, str], Governance] = field(default_factory=dict)
     gates_by_tenant: bool = True
     transcripts: Transcripts | None = None
+    volatile: Volatile | None = None
     turns: Turns | None = None
     tracing: Tracing | None = None
     reviews: set[asyncio.Task[None]] = field(default_factory=set)
     slots: Slots = field(init=False)
     preflight_slots: Slots = field(init=False)
+    ungoverned: UngovernedRequests = field(init=False)
+    _last_reviews: dict[str, asyncio.Task[None]] = field(default_factory=dict)
+    _review_places: asyncio.Semaphore = field(init=False)
 
     def __post_init__(self) -> None:
         self.slots = Slots(self.limits)
         self.preflight_slots = Slots(self.limits.model_copy(update=PREFLIGHT_PLACES))
+        self.ungoverned = UngovernedRequests(self.metrics.count_ungoverned)
+        self._review_places = asyncio.Semaphore(MAX_RUNNING_REVIEWS)
 
     async def chat(self, scope: Scope, receive: Receive, send: Send) -> None:
         """POST /v1/chat/completions."""
@@ -250,9 +278,12 @@ class Proxy:
             raise
 
     async def _uploaded(self, scope: Scope, caller: Caller, upload: Upload, reply: Reply) -> None:
+        body = upload.body
+        if scope["method"] == "POST" and (api := OTHER_APIS.get(scope["path"])) is not None:
+            body = self.ungoverned.watched(api, body)
         slots = self.preflight_slots if caller is PREFLIGHT else self.slots
         async with slots.place(caller.tenant):
-            await self._relay(scope, caller, upload.body, reply)
+            await self._relay(scope, caller, body, reply)
 
     async def _relay(self, scope: Scope, caller: Caller, body: Body, reply: Reply) -> None:
         headers = requested(scope["headers"], drop=caller.withheld)
@@ -294,48 +325,87 @@ class Proxy:
     async def _open(self, scope: Scope, caller: Caller, raw: bytes) -> Exchange | None:
         """The exchange for a request that may be governed, else None."""
         if header(scope, b"x-governor") == "off":
+            self.ungoverned.add_chat(None, raw, off=True)
             return None
         try:
-            body = orjson.loads(raw)
-        except orjson.JSONDecodeError:
+            body = exact_json.loads(raw)
+        except ValueError:
+            self.ungoverned.add_chat(None, raw, off=False)
             return None
         if (request := current.get()) is not None and isinstance(body, dict):
             request.model = str(body.get("model") or "")
-        return await self._exchange(scope, caller.tenant, body) if untouched(body) is None else None
+        if untouched(body) is not None:
+            self.ungoverned.add_chat(body, raw, off=False)
+            return None
+        return await self._exchange(scope, caller.tenant, body)
 
     async def _exchange(self, scope: Scope, tenant: str, body: Json) -> Exchange:
         calls = answered_calls(body["messages"])
         given = header(scope, b"x-governor-conversation")
         conversation = conversation_name(tenant, given) if given else ""
-        if calls and calls[-1].id in fresh_result_ids(body):
-            await self.records.expect(tenant, calls[-1], conversation)
-        records = self.records.find(tenant, calls, conversation)
-        known = next((record.conversation for record in records.values()), "")
+        await self.records.expect(tenant, calls, conversation)
+        conversation = conversation or self.records.owner(tenant, calls, reply_origins(body["messages"]))
+        conversation = conversation or qualified(tenant, self.new_id())
         model = str(body.get("model"))
-        own = self.by_model.get((tenant, model)) if self.gates_by_tenant else None
-        return Exchange(
+        exchange = Exchange(
             body,
-            own or self.by_model.get(("", model), self.governance),
-            records=records,
-            conversation=conversation or known or qualified(tenant, self.new_id()),
+            self._governance(tenant, model),
+            records=self.records.find(tenant, calls, conversation),
+            history=calls,
+            conversation=conversation,
+            began=self.records.began(conversation),
             now=self.clock(),
             explain=EXPLAIN.get(header(scope, b"x-governor-explain").lower(), Explain.NO),
             probe_when_observing=self.probe_when_observing,
         )
+        # At once, so that no other request whose history looks the same is taken for this one.
+        for record in exchange.returned_records():
+            self.records.put(record)
+        if self.volatile is not None:
+            with self.fail_open("record"):
+                self.volatile.learn(tenant, exchange.changed_tools)
+        return exchange
+
+    def _governance(self, tenant: str, model: str) -> Governance:
+        own = self.by_model.get((tenant, model)) if self.gates_by_tenant else None
+        governance = own or self.by_model.get(("", model), self.governance)
+        if self.volatile is None or not (learned := self.volatile.of(tenant)):
+            return governance
+        return replace(governance, catalog=governance.catalog.with_volatile(learned))
 
     def fail_open(self, where: str) -> FailOpen:
         """Counts an exception of the governor instead of raising it."""
         return FailOpen(self.metrics, where)
 
-    def review(self, work: Coroutine[Any, Any, None]) -> None:
-        """Run `work` beside the requests."""
+    def review(self, conversation: str, work: Callable[[], Coroutine[Any, Any, None]]) -> bool:
+        """Run `work` beside the requests, after what runs for the same conversation. False where too much
+        waits already."""
         if len(self.reviews) >= MAX_REVIEWS:
-            work.close()
             self.metrics.fail_open_total.labels("review_queue").inc()
-            return
-        task = asyncio.create_task(work)
+            return False
+        task = asyncio.create_task(self._reviewed(self._last_reviews.get(conversation), work))
         self.reviews.add(task)
-        task.add_done_callback(self.reviews.discard)
+        self._last_reviews[conversation] = task
+
+        def done(task: asyncio.Task[None]) -> None:
+            self.reviews.discard(task)
+            if self._last_reviews.get(conversation) is task:
+                del self._last_reviews[conversation]
+
+        task.add_done_callback(done)
+        return True
+
+    def is_reviewing(self, conversation: str) -> bool:
+        """Whether something still runs beside the requests of a conversation."""
+        return conversation in self._last_reviews
+
+    async def _reviewed(
+        self, earlier: asyncio.Task[None] | None, work: Callable[[], Coroutine[Any, Any, None]]
+    ) -> None:
+        if earlier is not None:
+            await asyncio.wait({earlier})
+        async with self._review_places:
+            await work()
 
 
 class FailOpen:

@@ -9,10 +9,8 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import unquote
 
-import orjson
-
 from governor.request import ClientView, untouched
-from governor_server import sse
+from governor_server import exact_json, sse
 from governor_server.paths import is_chat
 from tests.fuzz.cases import Case
 from tests.server.framings import Fate
@@ -102,8 +100,8 @@ def wrong_framing(
 def is_probe(request: Received) -> bool:
     """Whether a request upstream got is one for a forced answer."""
     try:
-        body = orjson.loads(request.body)
-    except orjson.JSONDecodeError:
+        body = exact_json.loads(request.body)
+    except ValueError:
         return False
     return bool(body.get("tool_choice") == "none" and body.get("stream") is False and body.get("logprobs"))
 
@@ -145,8 +143,8 @@ def governed(case: Case) -> ClientView | None:
     if case.framed is not None and not (case.framed.method == "POST" and is_chat(unquote(case.target))):
         return None
     try:
-        body = orjson.loads(case.body)
-    except orjson.JSONDecodeError:
+        body = exact_json.loads(case.body)
+    except ValueError:
         return None
     if case.headers.get("x-governor") == "off" or untouched(body) is not None:
         return None
@@ -159,9 +157,9 @@ def governed(case: Case) -> ClientView | None:
 def is_error(body: bytes) -> bool:
     """Whether a body is an error in the shape of the API."""
     try:
-        error = orjson.loads(body)["error"]
+        error = exact_json.loads(body)["error"]
         return isinstance(error["message"], str) and isinstance(error["type"], str)
-    except (orjson.JSONDecodeError, KeyError, TypeError):
+    except (KeyError, TypeError, ValueError):
         return False
 
 
@@ -179,7 +177,7 @@ def split(body: bytes) -> tuple[list[bytes], bytes]:
         # A comment overtakes what is held back: it says that somebody is there.
         if event.data is not None:
             events.append(event.raw)
-        if event.data == sse.DONE:
+        if event.data is not None and sse.is_done(event.data):
             return events, b""
     return events, reader.rest()
 
@@ -190,7 +188,7 @@ def parsed(event: bytes, view: ClientView = ALL) -> Any:
         if found.data is not None:
             try:
                 return read(found.data, view)
-            except orjson.JSONDecodeError:
+            except ValueError:
                 return None
     return None
 
@@ -216,13 +214,13 @@ def seen_as(event: bytes, view: ClientView) -> tuple[bool, Any]:
 
 def read(body: bytes, view: ClientView) -> Any:
     """The JSON of a body; where that is none, without its logprobs, if the client does not get them. Raises
-    `orjson.JSONDecodeError`."""
+    ValueError."""
     try:
-        return orjson.loads(body)
-    except orjson.JSONDecodeError:
+        return exact_json.loads(body)
+    except ValueError:
         if view.logprobs:
             raise
-        return orjson.loads(LOGPROBS.sub(b'"logprobs":{"content":[0]}', body))
+        return exact_json.loads(LOGPROBS.sub(b'"logprobs":{"content":[0]}', body))
 
 
 def stream_differs(seen: Seen, sent: bytes, view: ClientView) -> str:
@@ -254,8 +252,8 @@ def stream_differs(seen: Seen, sent: bytes, view: ClientView) -> str:
 def whole_differs(body: bytes, sent: bytes, view: ClientView) -> str:
     """The same response, without the logprobs that nobody asked for."""
     try:
-        response, got = read(sent, view), stripped(orjson.loads(body))
-    except orjson.JSONDecodeError:
+        response, got = read(sent, view), stripped(exact_json.loads(body))
+    except ValueError:
         return "not the bytes that upstream sent"
     return "" if got in (response, view.response(response)) else "another response than upstream's"
 
@@ -270,8 +268,8 @@ def well_formed(body: bytes, sent: Sequence[bytes]) -> str:
     """Where calls were withheld: JSON, or what upstream sent."""
     if body.startswith(b"{"):
         try:
-            orjson.loads(body)
-        except orjson.JSONDecodeError:
+            exact_json.loads(body)
+        except ValueError:
             return "a body that is no JSON"
         return ""
     events, rest = split(body)

@@ -31,7 +31,7 @@ def call(conversation: str, step: int, *, margin: float, useful: bool, **fields:
         "tool": "lookup",
         "signature": f'lookup({{"step":{step}}})',
         "step": step,
-        "decision": {"index": 0, "action": "pass", "proposed": "pass", "reason": "observe_mode"},
+        "decision": {"index": 0, "action": "pass", "proposed": "pass", "reason": "not_judged"},
         "created": float(step),
         "probe_before": before,
         "probe_after": answer("Rome" if useful else "Oslo", 0.99),

@@ -14,17 +14,17 @@ from typing import Any
 import orjson
 import pytest
 
-from governor_server import shared, store
+from governor_server import shared
 from governor_server.cli import main
 from governor_server.errors import SettingsError
 from governor_server.feedback import Feedback, FeedbackStore
 from governor_server.shared import Shared
 from governor_server.store import RecordStore
 from tests.server.bodies import answer
-from tests.server.records import SECRET, Clock, Errors, answered, record, until
+from tests.server.records import SECRET, Clock, Errors, answered, kept, record, until
 from tests.server.redis_server import RedisServer
 from tests.server.scripted_upstream import Answer, Proxied, proxied, scripted
-from tests.server.waiting import PATIENCE_S, at_once, eventually, never_waiting
+from tests.server.waiting import PATIENCE_S, at_once, never_waiting
 from tests.wire.generated import Generated, chat, made
 
 NORWAY = ("c1", "lookup", '{"country": "Norway"}')
@@ -61,10 +61,10 @@ def test_what_one_puts_all_know(opened: Open, redis_server: RedisServer, errors:
     """Also those that begin later; and each call is kept once, however often it is measured."""
     one, other = opened(), opened()
     one.put(record("a", "talk"))
-    until(lambda: other.get("talk", "a") is not None)
+    until(lambda: kept(other, "talk", "a") is not None)
     (measured,) = other.find("", [answered("a")]).values()
     other.put(replace(measured, entropy_after=0.5))
-    until(lambda: (found := one.get("talk", "a")) is not None and found.entropy_after == 0.5)
+    until(lambda: (found := kept(one, "talk", "a")) is not None and found.entropy_after == 0.5)
     (late,) = opened().recent(9)
     assert late.entropy_after == 0.5
     assert redis_server.client.xlen("governor:records") == 1
@@ -75,56 +75,68 @@ def test_a_process_keeps_the_text_of_its_own_calls(opened: Open) -> None:
     """Redis gives back what it was given, which is without: that must not replace the whole record."""
     one, other = opened(), opened()
     one.put(record("a"))
-    until(lambda: other.get("c", "a") is not None)
+    until(lambda: kept(other, "c", "a") is not None)
     other.put(record("b"))
-    until(lambda: one.get("c", "b") is not None)
-    whole, numbers = one.get("c", "a"), other.get("c", "a")
+    until(lambda: kept(one, "c", "b") is not None)
+    whole, numbers = kept(one, "c", "a"), kept(other, "c", "a")
     assert whole is not None and whole.probe_before is not None and whole.probe_before.text == SECRET
     assert numbers is not None and numbers.probe_before is not None and numbers.probe_before.text == ""
 
 
-async def test_a_request_waits_for_what_was_just_written(
-    opened: Open, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A quick tool's result may come to another process before the record of its call does."""
+async def test_what_was_delivered_is_known_everywhere(opened: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However quick the tool: the client has its message once another process can find the record."""
     monkeypatch.setattr(shared, "CATCH_UP_S", PATIENCE_S)
-    monkeypatch.setattr(store, "WRITING_S", PATIENCE_S)
     one, other = opened(), opened()
     for number in range(50):
-        expecting = asyncio.create_task(other.expect("", answered(str(number))))
-        await asyncio.sleep(0)
         one.put(record(str(number)))
-        await expecting
-        assert other.get("c", str(number)) is not None
+        await one.shared()
+        await other.expect("", [answered(str(number))])
+        assert kept(other, "c", str(number)) is not None
 
 
-async def test_a_request_also_waits_where_an_equal_call_has_its_result(
+async def test_an_equal_call_that_has_its_result_is_not_the_one_that_is_expected(
     opened: Open, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """That is probably of another conversation: once its own record is here, there are two, and it is of
-    neither."""
+    """It is of another conversation; the one that waits for its result is found."""
     monkeypatch.setattr(shared, "CATCH_UP_S", PATIENCE_S)
-    monkeypatch.setattr(store, "WRITING_S", PATIENCE_S)
     one, other = opened(), opened()
     other.put(replace(record("lookup:0", "before"), returned=1_000_000.0))
-    expecting = asyncio.create_task(other.expect("", answered("lookup:0")))
-    await asyncio.sleep(0)
     one.put(record("lookup:0", "now"))
-    await eventually(lambda: len(other) == 2)
-    assert not expecting.done()
-    assert other.find("", [answered("lookup:0")]) == {}
-    expecting.cancel()
-    with suppress(asyncio.CancelledError):
-        await expecting
+    await one.shared()
+    await other.expect("", [answered("lookup:0")])
+    assert [each.conversation for each in other.find("", [answered("lookup:0")]).values()] == ["now"]
+
+
+def test_processes_complete_a_record_together(opened: Open) -> None:
+    """The first answer here, the result there, the second answer at a third one: nobody overwrites what
+    another has found out, and who comes later reads all of it."""
+    one, other, third = opened(), opened(), opened()
+    begun = replace(record("a"), probe_before=None)
+    one.put(begun)
+    until(lambda: kept(other, "c", "a") is not None and kept(third, "c", "a") is not None)
+    one.put(record("a"))
+    other.put(replace(begun, returned=1_000_001.0, outcome="ok"))
+    third.put(replace(begun, entropy_after=0.5))
+
+    def whole(process: RecordStore) -> bool:
+        found = kept(process, "c", "a")
+        return found is not None and None not in (found.probe_before, found.returned, found.entropy_after)
+
+    until(lambda: all(map(whole, (one, other, third))))
+    one.put(begun)
+    assert whole(one)
+    assert whole(opened())
 
 
 async def test_a_call_that_nobody_knows_is_not_waited_for_long(opened: Open) -> None:
     """It was made before there was a governor, say; and what is here is not waited for at all."""
     one = opened()
-    assert shared.CATCH_UP_S + store.WRITING_S < 0.1
-    await one.expect("", answered("unknown"))
+    assert shared.CATCH_UP_S < 0.1
+    await one.expect("", [answered("unknown")])
     one.put(record("a"))
-    at_once(one.expect("", answered("a")))
+    await one.shared()
+    at_once(one.expect("", [answered("a")]))
+    assert list(one.find("", [answered("a")])) == ["a"]
 
 
 async def test_a_client_that_leaves_meanwhile_disturbs_nothing(opened: Open, errors: Errors) -> None:
@@ -132,14 +144,14 @@ async def test_a_client_that_leaves_meanwhile_disturbs_nothing(opened: Open, err
     one, other = opened(), opened()
     for number in range(100):
         one.put(record(str(number)))
-        waiting = asyncio.create_task(other.expect("", answered(str(number))))
+        waiting = asyncio.create_task(other.expect("", [answered(str(number))]))
         await asyncio.sleep(number / 50_000)
         waiting.cancel()
         with suppress(asyncio.CancelledError):
             await waiting
     async with asyncio.timeout(PATIENCE_S):
         while len(other) < 100:
-            await other.expect("", answered("99"))
+            await other.expect("", [answered("99")])
     assert known(other) == known(one)
     assert errors.count == 0
 
@@ -155,17 +167,17 @@ async def test_a_redis_that_is_killed_is_missed_by_nobody(
     caplog.set_level(logging.INFO, "governor_server.shared")
     one, other = opened(), opened()
     one.put(record("before"))
-    until(lambda: other.get("c", "before") is not None)
+    until(lambda: kept(other, "c", "before") is not None)
     redis_server.kill()
     until(lambda: errors.count >= 4)
     one.put(record("meanwhile"))
-    at_once(one.expect("", answered("unknown")))
-    assert one.get("c", "meanwhile") is not None
+    at_once(one.expect("", [answered("unknown")]))
+    assert kept(one, "c", "meanwhile") is not None
     assert {"before", "meanwhile"} == known(one)
     redis_server.start()
     until(lambda: {"before", "meanwhile"} == known(other))
     other.put(record("after"))
-    until(lambda: one.get("c", "after") is not None)
+    until(lambda: kept(one, "c", "after") is not None)
     until(lambda: caplog.messages.count("Redis works again") == 2)
     assert len([text for text in caplog.messages if "nothing is shared" in text]) == 2
 
@@ -178,12 +190,12 @@ async def test_a_redis_that_hangs_delays_no_request(
     one, other = opened(), opened()
     redis_server.halt()
     one.put(record("a"))
-    await one.expect("", answered("unknown"))
+    await one.expect("", [answered("unknown")])
     assert errors.count == 0
     until(lambda: errors.count > 0)
-    at_once(one.expect("", answered("unknown")))
+    at_once(one.expect("", [answered("unknown")]))
     redis_server.go_on()
-    until(lambda: other.get("c", "a") is not None)
+    until(lambda: kept(other, "c", "a") is not None)
 
 
 def test_without_redis_a_process_begins_with_what_it_has(
@@ -201,7 +213,7 @@ def test_without_redis_a_process_begins_with_what_it_has(
     redis_server.start()
     other = opened()
     late.put(record("b"))
-    until(lambda: other.get("c", "b") is not None)
+    until(lambda: kept(other, "c", "b") is not None)
 
 
 def test_a_redis_that_stays_away_fills_no_memory(
@@ -227,9 +239,9 @@ def test_a_redis_without_room_is_a_redis_that_is_down(
     redis_server.client.config_set("maxmemory", "1")
     one.put(record("a"))
     until(lambda: errors.count > 0)
-    assert one.get("c", "a") is not None
+    assert kept(one, "c", "a") is not None
     redis_server.client.config_set("maxmemory", "0")
-    until(lambda: other.get("c", "a") is not None)
+    until(lambda: kept(other, "c", "a") is not None)
 
 
 def test_feedback_is_shared(redis_server: RedisServer, errors: Errors) -> None:
@@ -262,7 +274,6 @@ async def test_a_conversation_goes_on_at_another_replica(
 ) -> None:
     """Its call is known there, its measurement is completed there, and both replicas say so."""
     monkeypatch.setattr(shared, "CATCH_UP_S", PATIENCE_S)
-    monkeypatch.setattr(store, "WRITING_S", PATIENCE_S)
     answers = [answer(CALLING, stream), Answer.whole(replace(OSLO, sure=0.4)), answer(OSLO, stream)]
     where = {"path": ":memory:", "redis_url": redis_server.url}
     async with (
@@ -313,7 +324,7 @@ async def _complete(proxy: Proxied, conversation: str) -> list[dict[str, Any]]:
 def test_the_client_of_redis_is_an_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     """Its absence is told in a line that says how to get it."""
     monkeypatch.setitem(sys.modules, "redis", None)
-    with pytest.raises(SettingsError, match=r"pip install 'tool-governor\[redis\]'"):
+    with pytest.raises(SettingsError, match=r"pip install '.\[redis\]'"):
         Shared("redis://127.0.0.1")
 
 

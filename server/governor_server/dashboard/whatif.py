@@ -8,7 +8,6 @@ a lower priority: a thread would take turns with the requests.
 from __future__ import annotations
 
 import asyncio
-import importlib.util
 import os
 import pickle
 import struct
@@ -24,17 +23,16 @@ from typing import Any, Final
 import orjson
 
 from governor.certificate import Certificate, certify
+from governor.conversations import conversations, observed
 from governor.crossings import candidates
-from governor.crossings import conversations as by_name
-from governor.hindsight import untouched
 from governor.policies import CalibratedPolicy
 from governor.records import CallRecord
 from governor.rules import RuleSettings
 from governor.standing import Standing
-from governor_server import policies
+from governor_server import extras, policies
 from governor_server.replay import Recorded
 from governor_server.settings import GovernanceSettings
-from governor_server.tune import Aim, ByModel, Trials, Tuned, chosen, own_parameters, recommended
+from governor_server.tune import CALIBRATED, Aim, ByModel, Trials, Tuned, chosen, own_parameters, recommended
 
 BOUNDS: Final = (
     0.001, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.015, 0.02, 0.025, 0.03, 0.04, 0.05, 0.06, 0.08, 0.1, 0.12,
@@ -85,9 +83,9 @@ class WhatIf:
 
     def _worked_out(self) -> dict[str, Any]:
         question = self._question()
-        observed = [calls for calls in by_name(question.records).values() if untouched(calls)]
-        observed.sort(key=lambda calls: calls[0].created, reverse=True)
-        kept = [call for calls in islice(observed, MOST_CONVERSATIONS) for call in calls]
+        clean = [calls for calls in conversations(question.records).values() if observed(calls)]
+        clean.sort(key=lambda calls: calls[0].created, reverse=True)
+        kept = [call for calls in islice(clean, MOST_CONVERSATIONS) for call in calls]
         packed = [pickle.dumps(chunk) for chunk in batches(kept)]
         parts = [*packed, pickle.dumps(replace(question, records=()))]
         found = self._in_a_process(b"".join(struct.pack("!Q", len(part)) + part for part in parts))
@@ -156,6 +154,7 @@ def answer(question: Question) -> dict[str, Any]:
         )
     return {
         "policy": question.governance.policy,
+        "setting": in_force(question),
         "max_harm": question.max_harm,
         "confidence": question.confidence,
         "conversations": len(recorded.conversations),
@@ -163,6 +162,19 @@ def answer(question: Question) -> dict[str, Any]:
         "labelled": sum(call.label is not None for calls, _ in recorded.conversations for call in calls),
         "points": points,
     }
+
+
+def in_force(question: Question) -> str:
+    """The setting of the configured policy, as the choices write it: theirs is another one."""
+    governance = question.governance
+    if governance.policy == CALIBRATED:
+        return f"max_harm={question.max_harm:g}"
+    sweep = policies.kind(governance.policy).sweep
+    if sweep is None:
+        return "-"
+    own = governance.thresholds.model_dump() if governance.policy == "threshold" else {}
+    value = {**own, **governance.parameters}.get(sweep.parameter, sweep.default)
+    return f"{sweep.parameter}={value:g}"
 
 
 def _choice(tried: Tuned) -> dict[str, Any]:
@@ -181,7 +193,7 @@ def _calibrated(
 ) -> Tuned | None:
     """The gates as they are, at the thresholds that this bound would certify on the conversations that they
     did not learn from; None where there is no gate."""
-    if not gates or importlib.util.find_spec("sklearn") is None:
+    if not gates or extras.missing("calibration"):
         return None
     from governor_calibration.fit import learned_from
 
@@ -191,7 +203,7 @@ def _calibrated(
         unseen = [
             candidates(standing.gate, calls)
             for calls, _ in recorded.conversations
-            if not learned_from(calls[0].conversation) and calls[0].model == model
+            if not learned_from(calls[0].conversation) and any(call.model == model for call in calls)
         ]
         # A first attempt spends half of what it is given.
         found = certify(unseen, max_harm=aim.max_harm, confidence=1 - 2 * aim.level)
@@ -200,11 +212,11 @@ def _calibrated(
         else:
             refusal = found.explain()
     if not certified:
-        return Tuned("calibrated", "-", {}, None, False, refusal.rstrip("."))
+        return Tuned(CALIBRATED, "-", {}, None, False, refusal.rstrip("."))
     policy = ByModel({model: CalibratedPolicy(gate, rules) for model, gate in certified.items()})
     summary = recorded.under(policy, aim.level)
     setting = f"max_harm={aim.max_harm:g}"
-    return Tuned("calibrated", setting, {}, summary, True, "certified")
+    return Tuned(CALIBRATED, setting, {}, summary, True, "certified")
 
 
 if __name__ == "__main__":

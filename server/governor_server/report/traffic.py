@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
-from governor.hindsight import conversations, passed
+from governor.conversations import conversations, turn
 from governor.labels import Label
 from governor.outcomes import Effect, effect_of
 from governor.overview import OTHERS, Tally, step_of, withheld
@@ -47,7 +47,7 @@ class Traffic:
         since: float,
         until: float,
     ) -> Traffic:
-        talks = [talk for talk in conversations(records) if since <= talk[0].created <= until]
+        talks = [talk for talk in conversations(records).values() if since <= talk[0].created <= until]
         return cls(talks, effect_of(turns, scores, prices, now, since, until), scores, since, until)
 
     @property
@@ -102,7 +102,7 @@ def certificates(standings: Mapping[Key, Standing] | None) -> list[str]:
 def facts(traffic: Traffic, compared: Effect) -> list[Fact]:
     calls = traffic.calls
     tally = Tally.of(calls)
-    turns = {(r.conversation, r.step): sum(r.usage.values()) for r in calls}
+    turns = {(r.conversation, *turn(r)): sum(r.usage.values()) for r in calls}
     found = [
         Fact(f"{tally.calls:,}", "calls proposed"),
         Fact(f"{tally.withheld:,}", "withheld"),
@@ -165,7 +165,7 @@ def over_time(calls: Sequence[CallRecord]) -> tuple[list[str], dict[str, list[fl
     many = int((last - first) // step) + 1
     columns = {"passed": [0.0] * many, "withheld": [0.0] * many}
     for record in calls:
-        columns["passed" if passed(record) else "withheld"][int((record.created - first) // step)] += 1
+        columns["passed" if record.passed else "withheld"][int((record.created - first) // step)] += 1
     shape = "%d %b" if step >= 24 * 3600 else "%d %b %H:%M"
     return [datetime.fromtimestamp(first + step * place).strftime(shape) for place in range(many)], columns
 
