@@ -9,12 +9,13 @@ Each request comes from the seed and its number. The exit code is 1 if anything 
 from __future__ import annotations
 
 import argparse
-import asyncio
 import logging
 import secrets
 import sys
 import time
 from collections.abc import Sequence
+
+import uvloop
 
 from tests.server.two_tenants import two_tenants
 
@@ -40,7 +41,7 @@ def main(given: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(given)
     # What upstream does to its requests is expected here, and would be told thousands of times.
     logging.getLogger().addHandler(logging.NullHandler())
-    return asyncio.run(play(arguments.seed, arguments.requests, arguments.mode))
+    return uvloop.run(play(arguments.seed, arguments.requests, arguments.mode))
 
 
 if __name__ == "__main__":
