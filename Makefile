@@ -7,7 +7,7 @@ JOBS ?= auto
 export VENV ENGINE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup prometheus clients demo eval bench soak fuzz redis chromium dashboard train-atlas serve test lint format unit slow coverage shake e2e docs docs-serve reference lock build clean
+.PHONY: help setup prometheus clients demo eval bench soak tenants fuzz redis chromium dashboard train-atlas serve test lint format unit slow coverage shake e2e docs docs-serve reference lock build clean
 
 help: ## Show this text
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -44,6 +44,9 @@ bench: setup clients ## Measure what the proxy adds to a request, beside LiteLLM
 
 soak: setup ## Ask the proxy for ten minutes while upstream dies and clients leave (ARGS="--seconds 60")
 	@$(BIN)/python -m benchmarks.soak $(ARGS)
+
+tenants: setup ## Let one tenant send 10,000 odd requests beside another (about 3 minutes; ARGS="--requests 1000")
+	@$(BIN)/python -m benchmarks.tenants $(ARGS)
 
 fuzz: setup ## Send broken requests and streams through the proxy (10 minutes; ARGS="--seconds 30")
 	@$(BIN)/python -m tests.fuzz $(ARGS)

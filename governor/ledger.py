@@ -151,10 +151,11 @@ class Ledger:
 
     def returned(self) -> tuple[CallRecord, ...]:
         """The known records of the calls whose results came with this request, with what these say."""
+        failures = self._judge.catalog.failures
         return tuple(
             replace(
                 known.record,
-                outcome=known.record.outcome or known.call.outcome.value,
+                outcome=known.record.outcome or known.call.outcome(failures).value,
                 returned=self._now if known.record.returned is None else known.record.returned,
                 result=known.record.result or known.call.result,
             )

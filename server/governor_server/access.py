@@ -50,6 +50,22 @@ class Caller:
     withheld: frozenset[bytes] = frozenset()
 
 
+def is_preflight(scope: Scope) -> bool:
+    """Whether a browser asks, before a request of a page, if it may be sent: without a key, for it has none,
+    and without a body."""
+    return (
+        scope["method"] == "OPTIONS"
+        and bool(header(scope, b"origin"))
+        and bool(header(scope, b"access-control-request-method"))
+        and not header(scope, b"transfer-encoding")
+        and header(scope, b"content-length") in ("", "0")
+    )
+
+
+PREFLIGHT = Caller()
+"""A browser that has no key: it may ask what a page may ask, and nothing else."""
+
+
 class Access:
     """Tells who asks. A digest of fast hash is enough: keys are drawn at random, not thought up.
 
@@ -84,6 +100,8 @@ class Access:
         if not self._keys:
             return Caller()
         tenant = known(self._keys, key)
+        if tenant is None and is_preflight(scope):
+            return PREFLIGHT
         if tenant is None:
             raise refused("the API key is missing" if not key else "the API key is not known")
         return Caller(tenant if self._isolated else "", CREDENTIALS)

@@ -6,9 +6,9 @@ import asyncio
 import importlib.metadata
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
 import orjson
@@ -25,7 +25,7 @@ from governor.outcomes import Effect, effect_of
 from governor.standing import told
 from governor_server.access import Access
 from governor_server.api_errors import ApiError, described
-from governor_server.asgi import Receive, Reply, Scope, Send
+from governor_server.asgi import Receive, Reply, Scope, Send, in_time
 from governor_server.balancer import Balancer, Member, is_healthy
 from governor_server.current import new_name
 from governor_server.dashboard.routes import Dashboard, dashboard_routes, is_of_page, is_private
@@ -34,6 +34,7 @@ from governor_server.extras import how_to_install
 from governor_server.feedback import EFFECT, FEEDBACK, FeedbackStore, feedback_routes
 from governor_server.gatekeeper import CALIBRATED, Gatekeeper
 from governor_server.metrics import Metrics, process_registry
+from governor_server.paths import is_chat
 from governor_server.proxy import Proxy
 from governor_server.readiness import until_ready
 from governor_server.settings import Settings, TracingSettings
@@ -42,15 +43,15 @@ from governor_server.store import RecordStore
 from governor_server.transcripts import TranscriptStore
 from governor_server.turns import TurnStore
 from governor_server.upstream import Upstream, UpstreamError
+from governor_server.volatile import VolatileTools
 
 if TYPE_CHECKING:
     from governor_server.tracing.tracing import Tracing
 
-CHAT = "/v1/chat/completions"
 METRICS = "/metrics"
 OPEN = frozenset({"/healthz", "/readyz"})
 """Routes that tell nothing but whether the proxy works."""
-OPERATORS = frozenset({"/governor/gates", "/governor/decisions", FEEDBACK, EFFECT})
+OPERATORS = frozenset({"/governor/gates", "/governor/decisions", "/governor/volatile", FEEDBACK, EFFECT})
 OWN = OPEN | OPERATORS | {METRICS}
 READY_TIMEOUT_S = 2.0
 VERSION = importlib.metadata.version("tool-governor")
@@ -111,6 +112,12 @@ class GovernorApp:
             shared=self.shared,
             on_error=metrics.store_errors_total.inc,
         )
+        self.volatile = VolatileTools(
+            settings.store.path,
+            ttl_s=settings.store.ttl_s,
+            shared=self.shared,
+            on_error=metrics.store_errors_total.inc,
+        )
         self.turns = TurnStore(
             settings.store.path,
             max_turns=settings.store.max_records,
@@ -127,6 +134,7 @@ class GovernorApp:
                 on_error=metrics.store_errors_total.inc,
             )
         metrics.watch(metrics.conversations, lambda: self.store.conversations)
+        metrics.watch(metrics.volatile_tools, lambda: len(self.volatile))
         metrics.info.labels(VERSION, settings.governance.mode, settings.governance.policy).set(1)
         self._call_start_id = call_start_id
         self._call_start_unknown = call_start_id is None
@@ -142,8 +150,10 @@ class GovernorApp:
             clock=time.time,
             new_id=new_name,
             probe_timeout_s=settings.probe.timeout_s,
+            max_silence_s=settings.stream.max_silence_s,
             probe_when_observing=settings.observe.probe,
             transcripts=self.transcripts,
+            volatile=self.volatile,
             gates_by_tenant=settings.auth.isolation == "full",
         )
         self.tracing = self.proxy.tracing = self._traced(settings.tracing)
@@ -172,7 +182,7 @@ class GovernorApp:
         elif scope["type"] == "websocket":
             await receive()
             await send({"type": "websocket.close", "code": 1003, "reason": "websockets are not proxied"})
-        elif scope["path"] == CHAT and scope["method"] == "POST":
+        elif scope["method"] == "POST" and is_chat(scope["path"]):
             await self.proxy.chat(scope, receive, send)
         elif scope["path"] in OWN or is_of_page(scope["path"]):
             await self._own_route(scope, receive, send)
@@ -192,7 +202,7 @@ class GovernorApp:
             self.metrics.refused_requests_total.labels(error.type).inc()
             await Reply(send).error(error)
         else:
-            await self._own(scope, receive, send)
+            await self._own(scope, in_time(receive, self.settings.limits), send)
 
     def _traced(self, given: TracingSettings) -> Tracing | None:
         if given.endpoint is None:
@@ -209,17 +219,18 @@ class GovernorApp:
     def _balanced(self, url: str) -> Upstream | Balancer:
         """The server at `url`, and its replicas if there are any."""
         given = self.settings.upstream
-        main = Member(self._server(url))
+        every = [url, *(replica.url for replica in given.replicas)]
+        main = Member(self._server(url, every))
         if not given.replicas:
             return main.upstream
-        others = [Member(self._server(replica.url), replica.weight) for replica in given.replicas]
+        others = [Member(self._server(replica.url, every), replica.weight) for replica in given.replicas]
 
         def show(url: str, healthy: bool) -> None:
             self.metrics.upstream_up.labels(url).set(healthy)
 
         return Balancer([main, *others], given.health_interval_s, show)
 
-    def _server(self, url: str) -> Upstream:
+    def _server(self, url: str, every: Sequence[str]) -> Upstream:
         given = self.settings.upstream
         return Upstream(
             url,
@@ -228,6 +239,7 @@ class GovernorApp:
             read_timeout_s=given.read_timeout_s,
             pool_timeout_s=given.pool_timeout_s,
             max_connections=given.max_connections,
+            same=every,
         )
 
     def compared(self) -> Effect:
@@ -293,6 +305,7 @@ class GovernorApp:
             await self.proxy.close()
         self.store.close()
         self.feedback.close()
+        self.volatile.close()
         self.turns.close()
         if self.transcripts is not None:
             self.transcripts.close()
@@ -381,6 +394,14 @@ def own_routes(app: GovernorApp) -> FastAPI:
     async def gates() -> Mapping[str, Any]:
         """Where the calibrated gate of each model stands, with a sentence; empty under another policy."""
         return app.gatekeeper.report() if app.gatekeeper else {}
+
+    @routes.get("/governor/volatile", responses=REFUSALS, dependencies=key)
+    async def volatile() -> Mapping[str, Any]:
+        """The tools whose calls are never repeats: the patterns that are `configured`, and those `learned`,
+        of each tenant, with the times in seconds since the epoch when they first and last gave another answer
+        to the same call."""
+        learned = [asdict(seen) for seen in app.volatile.all()]
+        return {"configured": app.settings.tools.volatile, "learned": learned}
 
     @routes.get(
         "/governor/decisions",

@@ -127,6 +127,8 @@ class Balancer:
         headers: Iterable[tuple[bytes, bytes]],
         body: Body = b"",
         affinity: str = "",
+        *,
+        with_key: bool = True,
     ) -> AsyncIterator[UpstreamResponse]:
         """As `Upstream.request`. Of a server that cannot be reached at all, the next one takes the place.
 
@@ -142,7 +144,7 @@ class Balancer:
                 async with AsyncExitStack() as stack:
                     try:
                         response = await stack.enter_async_context(
-                            member.upstream.request(method, target, headers, body)
+                            member.upstream.request(method, target, headers, body, with_key=with_key)
                         )
                     except UpstreamError as error:
                         last = len(tried) == len(self.members) or not isinstance(body, bytes)

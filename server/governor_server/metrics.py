@@ -233,6 +233,9 @@ class Metrics:
             "worker_restarts", "Times one of several workers was started again after it died."
         )
         self.conversations = gauge("conversations", "Conversations that have a record.", "livemax")
+        self.volatile_tools = gauge(
+            "volatile_tools", "Tools that were seen to change their answers by themselves.", "livemax"
+        )
         self.running_requests = gauge("running_requests", "Requests that have their turn.", "livesum")
         self.waiting_requests = gauge("waiting_requests", "Requests that wait for their turn.", "livesum")
         for where in FAIL_OPEN:

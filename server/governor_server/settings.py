@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self, get_args
@@ -35,6 +36,7 @@ from governor.policies import Policy, PolicyError
 from governor.prices import Prices
 from governor.probe import ProbeSettings as CoreProbeSettings
 from governor.pruning import PrunePolicy, PruneSettings
+from governor.results import compiled
 from governor.rules import Budgets, RuleSettings
 from governor.spans import Markup, SpanKind
 from governor_server import policies
@@ -197,10 +199,28 @@ class ProbeSettings(Section):
 
 
 class ToolSettings(Section):
-    """Shell patterns of tool names. A tool that matches neither list is observed, never withheld."""
+    """Shell patterns of tool names; one that is neither read-only nor effectful is observed, never withheld.
+    `failures` are regular expressions of the beginnings of results."""
 
     read_only: tuple[str, ...] = ()
     effectful: tuple[str, ...] = ()
+    volatile: tuple[str, ...] = ()
+    failures: tuple[str, ...] = ()
+
+    @field_validator("failures")
+    @classmethod
+    def _expressions(cls, patterns: tuple[str, ...]) -> tuple[str, ...]:
+        for pattern in patterns:
+            try:
+                compiled([pattern])
+            except re.error as error:
+                raise ValueError(f"{pattern!r} is not a regular expression: {error}") from None
+        return patterns
+
+    def catalog(self) -> ToolCatalog:
+        """The core's."""
+        failures = compiled(self.failures)
+        return ToolCatalog(self.read_only, self.effectful, volatile=self.volatile, failures=failures)
 
 
 class MarkupSettings(Section):
@@ -229,6 +249,12 @@ class TracingSettings(Section):
     endpoint: str | None = Field(default=None, pattern=r"^https?://[^/\s]+[^\s]*$")
     sample: Share = 1.0
     content: bool = False
+
+
+class StreamSettings(Section):
+    """What a client hears while the governor holds a part of its stream back."""
+
+    max_silence_s: Seconds = 4.0
 
 
 class PriceSettings(Section):
@@ -268,6 +294,7 @@ class Settings(BaseSettings):
     probe: ProbeSettings = ProbeSettings()
     tools: ToolSettings = ToolSettings()
     markup: MarkupSettings = MarkupSettings()
+    stream: StreamSettings = StreamSettings()
     store: StoreSettings = Field(default_factory=StoreSettings)
     tracing: TracingSettings = TracingSettings()
     prices: PriceSettings = PriceSettings()
@@ -353,7 +380,7 @@ class Settings(BaseSettings):
             mode=Mode(governance.mode),
             action=governance.action,
             policy=governance.build_policy(),
-            catalog=ToolCatalog(self.tools.read_only, self.tools.effectful),
+            catalog=self.tools.catalog(),
             markup=Markup(self.markup.reasoning, self.markup.call, frozenset(self.markup.ends)),
             probe=CoreProbeSettings(
                 max_tokens=self.probe.max_tokens,
