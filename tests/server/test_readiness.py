@@ -88,13 +88,13 @@ class Starting(ScriptedUpstream):
 
     async def _answer(
         self, request: Received, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
-    ) -> None:
+    ) -> bytes:
         self.asked_for_tokens += request.target == "/tokenize"
         if self.started:
-            await super()._answer(request, reader, writer)
-            return
+            return await super()._answer(request, reader, writer)
         writer.write(b"HTTP/1.1 503 Loading\r\ncontent-length: 0\r\n\r\n")
         await writer.drain()
+        return b""
 
 
 async def test_what_a_starting_server_says_is_not_learned(monkeypatch: pytest.MonkeyPatch) -> None:

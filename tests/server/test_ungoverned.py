@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from governor.request import Untouched
 from governor_server.ungoverned import ADVICE, OTHER_APIS, Ungoverned, UngovernedRequests, has_list
+from governor_server.upstream import Stream
 from tests.server.scripted_upstream import Answer, Proxied, proxied, scripted
 
 METRIC = "governor_ungoverned_requests_total"
@@ -91,9 +92,10 @@ async def test_a_body_that_comes_in_pieces_is_looked_at_on_its_way() -> None:
             yield whole[:cut]
             yield whole[cut:]
 
-        watched = UngovernedRequests(found.append).watched(Ungoverned.RESPONSES_API, pieces())
-        assert not isinstance(watched, bytes)
-        assert b"".join([piece async for piece in watched]) == whole
+        body = Stream(pieces(), len(whole))
+        watched = UngovernedRequests(found.append).watched(Ungoverned.RESPONSES_API, body)
+        assert isinstance(watched, Stream) and watched.length == len(whole)
+        assert b"".join([piece async for piece in watched.pieces]) == whole
         assert found == ["responses_api"], cut
 
 
