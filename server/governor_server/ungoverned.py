@@ -9,11 +9,12 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
+from dataclasses import replace
 from enum import StrEnum
 from typing import Any, Final
 
 from governor.request import Untouched, untouched
-from governor_server.upstream import Body, Stream
+from governor_server.upstream import Body
 
 
 class Ungoverned(StrEnum):
@@ -94,7 +95,7 @@ class UngovernedRequests:
             if has_list(body, b"tools"):
                 self.add(api)
             return body
-        return Stream(self._watched(api, body.pieces), body.length)
+        return replace(body, pieces=self._watched(api, body.pieces))
 
     async def _watched(self, api: Ungoverned, pieces: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
         before, found = b"", False

@@ -92,9 +92,8 @@ async def test_a_body_that_comes_in_pieces_is_looked_at_on_its_way() -> None:
             yield whole[:cut]
             yield whole[cut:]
 
-        watched = UngovernedRequests(found.append).watched(
-            Ungoverned.RESPONSES_API, Stream(pieces(), len(whole))
-        )
+        body = Stream(pieces(), len(whole))
+        watched = UngovernedRequests(found.append).watched(Ungoverned.RESPONSES_API, body)
         assert isinstance(watched, Stream) and watched.length == len(whole)
         assert b"".join([piece async for piece in watched.pieces]) == whole
         assert found == ["responses_api"], cut

@@ -87,11 +87,11 @@ def _intended(plan: Plan, environment: Environment) -> Iterator[str]:
         f"{environment.name}: {learned} {plan.tasks:,} {kind}tasks ({seeds} seed{'s' * (seeds > 1)}) without "
         f"a governor, and under {settings} settings of {names}."
     )
-    memory = "" if plan.temperature else ", since what was asked before is answered from memory"
+    memory = "" if plan.temperature else "; what was asked before is answered from memory"
     yield (
         f"That asks upstream about {requests(plan, FEWEST_CALLS, new=False):,} to "
-        f"{requests(plan, MOST_CALLS, new=True):,} times (a task of {FEWEST_CALLS} to {MOST_CALLS} calls"
-        f"{memory})."
+        f"{requests(plan, MOST_CALLS, new=True):,} times ({FEWEST_CALLS} to {MOST_CALLS} calls a "
+        f"task{memory})."
     )
     if plan.timed:
         arms = len(TIMED) if plan.learn else len(TIMED) - 1
