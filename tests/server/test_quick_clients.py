@@ -15,6 +15,7 @@ from benchmarks.conversations import COURSE, MODES, SCHEMES, Model, calls, conve
 from governor.records import CallRecord
 from tests.server.bodies import answer, assembled
 from tests.server.scripted_upstream import Answer, Proxied, proxied, scripted
+from tests.server.waiting import PATIENCE_S
 from tests.wire.generated import Generated, chat, made
 
 BOTH = pytest.mark.parametrize("stream", [False, True])
@@ -86,7 +87,7 @@ async def test_a_client_that_leaves_with_its_message_cancels_no_review(stream: b
             while b'"finish_reason":"tool_calls"' not in received:
                 received += await response.content.readany()
             response.close()
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(PATIENCE_S):
             while not proxy.app.proxy.reviews:  # noqa: ASYNC110
                 await asyncio.sleep(0.01)
         release.set()
