@@ -33,6 +33,8 @@ _NOT_FOR_THE_PROBE: Final = frozenset(
         "min_tokens",
         "request_id",
         "prompt_logprobs",
+        # vLLM leaves the logprobs out where it leaves the reasoning out.
+        "include_reasoning",
         # They would replace the tokens' texts or add what nobody reads.
         "return_tokens_as_token_ids",
         "return_token_ids",

@@ -15,12 +15,13 @@ import orjson
 from governor.decision import Mode
 from governor.exchange import Ask, Deliver, Exchange, Purpose, Step
 from governor.request import Json
-from governor_server import answers, sse
+from governor_server import answers, exact_json, sse
 from governor_server.access import Caller
 from governor_server.accounting import account
 from governor_server.api_errors import Headers
 from governor_server.asgi import EVENT_STREAM, Reply, Scope, target, unbuffered
 from governor_server.current import current
+from governor_server.keep_alive import KeepAlive
 from governor_server.logs import fields
 from governor_server.upstream import UpstreamError, UpstreamResponse, requested
 
@@ -66,8 +67,11 @@ class GovernedChat:
         self._reply = reply
         self._start = start
         self._waited_s = waited_s
-        self._parsed: Callable[[bytes], Any] = orjson.loads if exchange.shows_logprobs else answers.parsed
+        self._parsed: Callable[[bytes], Any] = answers.whole if exchange.shows_logprobs else answers.parsed
         self._may_fail = proxy.fail_open("chunk")
+        self._keep_alive = KeepAlive(
+            reply, proxy.max_silence_s, proxy.sleep, holds=lambda: self._later or bool(self._held)
+        )
         self._held = 0
         self._measured = 0
         self._given_up = False
@@ -107,7 +111,7 @@ class GovernedChat:
             while isinstance(step, Ask) and step.purpose is Purpose.PROBE:
                 step = await self._probe(step)
             if isinstance(step, Ask):
-                return orjson.dumps(step.body)
+                return exact_json.dumps(step.body)
         return self._raw
 
     async def _take(self, response: UpstreamResponse) -> None:
@@ -150,7 +154,7 @@ class GovernedChat:
         with self._proxy.fail_open("body"):
             # Of a body that nobody could read there is nothing to deliver but itself.
             if isinstance(step, Deliver) and parsed and step.body and step.body is not parsed:
-                body = orjson.dumps(step.body)
+                body = exact_json.dumps(step.body)
         headers = [pair for pair in response.headers if pair[0] not in _LENGTH]
         await self._keep()
         await self._reply.whole(response.status, [*headers, *self._own_headers(decided=True)], body)
@@ -166,13 +170,15 @@ class GovernedChat:
         try:
             done = await self._generation(response)
             await self._settled(response)
+            self._upstream_done(response)
+            if not self._given_up:
+                self._generated()
+            for_client = self._chunks(await self._finish())
         except UpstreamError as error:
             await self._broke_off(error, done)
             raise
-        self._upstream_done(response)
-        if not self._given_up:
-            self._generated()
-        for_client = self._chunks(await self._finish())
+        finally:
+            self._keep_alive.end()
         await self._keep()
         await self._reply.end(for_client + done)
         self._delivered()
@@ -187,13 +193,10 @@ class GovernedChat:
             if self._measured > MAX_MEASURED_BYTES and not self._given_up:
                 out.append(self._overflow())
             for event in reader.feed(piece):
-                if event.data == sse.DONE:
+                if event.data is not None and sse.is_done(event.data):
                     await self._speak(b"".join(out))
                     return event.raw
                 out.append(self._event(event))
-            if self._exchange.complete and not self._exchange.acts:
-                # The end of the message goes out with this piece.
-                await self._keep()
             await self._speak(b"".join(out))
         rest = reader.rest()
         if not self._given_up and (rest or not self._exchange.complete):
@@ -211,26 +214,47 @@ class GovernedChat:
                 raise
 
     async def _speak(self, body: bytes) -> None:
-        if body and not self._spoke:
+        if not self._exchange.acts:
+            # The end of the message may be in this piece.
+            await self._keep()
+        if not body:
+            return
+        if not self._spoke:
             self._spoke = True
             self._proxy.metrics.time_to_first_token_seconds.observe(perf_counter() - self._start)
+        self._keep_alive.sent(body)
         await self._reply.piece(body)
 
     def _event(self, event: sse.Event) -> bytes:
         """What the client gets for one event of upstream."""
-        if event.data is None or self._given_up:
-            return b"" if self._later else event.raw
+        if event.data is None:
+            return b"" if self._later and not sse.is_comment(event.raw) else event.raw
+        if self._given_up:
+            return b"" if self._later else self._unjudged(event)
         with self._may_fail:
-            chunk = answers.chunk(event.data, event.raw, self._parsed)
+            chunk = answers.chunk(event, self._parsed)
             if passed := self._exchange.receive(chunk):
                 self._held = 0
                 return b"".join(map(answers.written, passed))
             return self._waits(len(event.raw))
-        return self._give_up() + (b"" if self._later else event.raw)
+        return self._give_up() + (b"" if self._later else self._unjudged(event))
+
+    def _unjudged(self, event: sse.Event) -> bytes:
+        """An event that passes, without what the client did not ask for; as it is where nobody can read
+        it."""
+        try:
+            chunk = self._exchange.shown(answers.chunk(event, self._parsed))
+        except (AttributeError, TypeError, ValueError):
+            return event.raw
+        return b"" if chunk is None else answers.written(chunk)
 
     def _waits(self, size: int) -> bytes:
         """An event of `size` bytes is held back, or too much is by now."""
+        if not self._exchange.holds:
+            self._held = 0
+            return b""
         self._held += size
+        self._keep_alive.begin()
         return b"" if self._held <= self._proxy.limits.max_held_bytes else self._overflow()
 
     def _overflow(self) -> bytes:
@@ -242,6 +266,7 @@ class GovernedChat:
         """What waits goes out. From here on upstream's events for the client's own request go on as they are;
         those of a later one are not needed any more."""
         self._given_up = True
+        self._held = 0
         with self._proxy.fail_open("release"):
             return self._chunks(self._exchange.interrupted())
         return b""
@@ -279,7 +304,7 @@ class GovernedChat:
         if ask.purpose in (Purpose.PROBE, Purpose.LABEL):
             return await self._probe(ask)
         try:
-            async with self._ask(orjson.dumps(ask.body), _PROBE_DROPS, ask.purpose) as response:
+            async with self._ask(exact_json.dumps(ask.body), _PROBE_DROPS, ask.purpose) as response:
                 if response.status != 200 or response.encoded:
                     return self._exchange.interrupted()
                 if self._exchange.streams:
@@ -300,7 +325,7 @@ class GovernedChat:
         start = perf_counter()
         try:
             async with asyncio.timeout(self._proxy.probe_timeout_s):
-                async with self._ask(orjson.dumps(ask.body), _PROBE_DROPS, ask.purpose) as response:
+                async with self._ask(exact_json.dumps(ask.body), _PROBE_DROPS, ask.purpose) as response:
                     answer = orjson.loads(await response.read_up_to(self._proxy.limits.max_held_bytes))
                     if self._trace is not None:
                         self._trace.answered(answer)
