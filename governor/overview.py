@@ -142,6 +142,8 @@ class Overview:
         self.tools: dict[str, Tally] = {}
         self.talks: dict[str, Talk] = {}
         self._records: dict[Key, CallRecord] = {}
+        # Of the kept records, by identity: a look brings mostly these, and making keys would take longest.
+        self._keys: dict[int, Key] = {}
         self._seconds: dict[int, list[int]] = {}
         self._scores: Mapping[str, float] = {}
 
@@ -155,7 +157,7 @@ class Overview:
 
     def update(self, records: Iterable[CallRecord]) -> int:
         """Take in what is kept now, all of it: how many records are new, others, or gone."""
-        fresh = {record.key: record for record in records}
+        fresh = {self._keys.get(id(record)) or record.key: record for record in records}
         known = self._records
         changed = [(key, record) for key, record in fresh.items() if known.get(key) is not record]
         gone = known.keys() - fresh.keys() if len(known) + len(changed) != len(fresh) else set()
@@ -218,13 +220,16 @@ class Overview:
 
     def _keep(self, key: Key, record: CallRecord) -> None:
         self._records[key] = record
+        self._keys[id(record)] = key
         self._count(record, 1)
         talk = self.talks.pop(key[0], None) or Talk()
         talk.calls[key] = record
         self.talks[key[0]] = talk
 
     def _forget(self, key: Key) -> None:
-        self._count(self._records.pop(key), -1)
+        record = self._records.pop(key)
+        del self._keys[id(record)]
+        self._count(record, -1)
         del self.talks[key[0]].calls[key]
 
     def _count(self, record: CallRecord, times: int) -> None:
