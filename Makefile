@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 export VENV ENGINE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup prometheus clients demo eval bench soak fuzz redis chromium dashboard train-atlas serve test lint format unit e2e docs docs-serve reference lock build clean
+.PHONY: help images containers setup prometheus clients demo eval bench soak fuzz redis chromium dashboard train-atlas serve test lint format unit e2e docs docs-serve reference lock build clean
 
 help: ## Show this text
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -47,6 +47,12 @@ soak: setup ## Ask the proxy for ten minutes while upstream dies and clients lea
 fuzz: setup ## Send broken requests and streams through the proxy (10 minutes; ARGS="--seconds 30")
 	@$(BIN)/python -m tests.fuzz $(ARGS)
 
+images: ## Build the images with docker or podman (ARGS=--debian where no image registry is reached)
+	@scripts/images $(ARGS)
+
+containers: setup ## Walk from `compose up` to a decision on the dashboard, in the images of `make images` (minutes)
+	$(BIN)/pytest tests/containers/walk.py $(ARGS)
+
 serve: setup ## Run the proxy (ARGS="--model ... " or ARGS="--upstream ...")
 	@$(BIN)/governor serve $(ARGS)
 
@@ -72,7 +78,13 @@ docs: setup ## Build the documentation as a site into build/site; broken links a
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
 	@echo "open build/site/index.html"
 
-docs-serve: setup ## Show the documentation at http://127.0.0.1:8001 while you write it
+docs-images: ## Build the images with docker or podman (ARGS=--debian where no image registry is reached)
+	@scripts/images $(ARGS)
+
+containers: setup ## Walk from `compose up` to a decision on the dashboard, in the images of `make images` (minutes)
+	$(BIN)/pytest tests/containers/walk.py $(ARGS)
+
+serve: setup ## Show the documentation at http://127.0.0.1:8001 while you write it
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs serve --dev-addr 127.0.0.1:8001
 
 reference: setup ## Write the parts of the documentation that come from the code
