@@ -7,7 +7,7 @@ JOBS ?= auto
 export VENV ENGINE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup prometheus clients demo eval bench soak tenants fuzz redis chromium dashboard train-atlas serve test lint format unit slow coverage shake e2e docs docs-serve reference lock build clean
+.PHONY: help setup prometheus clients demo eval bench soak tenants fuzz redis chromium dashboard train-atlas serve test lint format unit slow coverage shake e2e docs docs-serve reference lock build clean images containers
 
 help: ## Show this text
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -51,6 +51,12 @@ tenants: setup ## Let one tenant send 10,000 odd requests beside another (about 
 fuzz: setup ## Send broken requests and streams through the proxy (10 minutes; ARGS="--seconds 30")
 	@$(BIN)/python -m tests.fuzz $(ARGS)
 
+images: ## Build the images with docker or podman (ARGS=--debian where no image registry is reached)
+	@scripts/images $(ARGS)
+
+containers: setup ## Walk from `compose up` to a decision on the dashboard, in the images of `make images` (minutes)
+	$(BIN)/pytest tests/containers/walk.py $(ARGS)
+
 serve: setup ## Run the proxy (ARGS="--model ... " or ARGS="--upstream ...")
 	@$(BIN)/governor serve $(ARGS)
 
@@ -87,6 +93,14 @@ docs: ## Build the documentation as a site into build/site; broken links are err
 
 docs-serve: ## Show the documentation at http://127.0.0.1:8001 while you write it
 	@scripts/docs serve --dev-addr 127.0.0.1:8001
+docs-images: ## Build the images with docker or podman (ARGS=--debian where no image registry is reached)
+	@scripts/images $(ARGS)
+
+containers: setup ## Walk from `compose up` to a decision on the dashboard, in the images of `make images` (minutes)
+	$(BIN)/pytest tests/containers/walk.py $(ARGS)
+
+serve: setup ## Show the documentation at http://127.0.0.1:8001 while you write it
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs serve --dev-addr 127.0.0.1:8001
 
 reference: setup ## Write the parts of the documentation that come from the code
 	@$(BIN)/python scripts/reference.py
