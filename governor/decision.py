@@ -46,6 +46,7 @@ class Reason(StrEnum):
     PROBE_FAILED = "probe_failed"
     REPLACEMENT_FAILED = "replacement_failed"
     NO_LOGPROBS = "no_logprobs"
+    UPSTREAM_REFUSES = "upstream_refuses"
     OBSERVE_MODE = "observe_mode"
     POLICY_ERROR = "policy_error"
     EXPLORATION = "exploration"
@@ -132,6 +133,7 @@ _BECAUSE: Final = {
     Reason.PROBE_FAILED: "the probe gave no answer",
     Reason.REPLACEMENT_FAILED: "what was to take its place could not be generated",
     Reason.NO_LOGPROBS: "upstream sent no logprobs",
+    Reason.UPSTREAM_REFUSES: "upstream refuses what the governor adds to requests",
     Reason.OBSERVE_MODE: "the governor only observes",
     Reason.POLICY_ERROR: "the policy failed",
     Reason.EXPLORATION: "it was drawn to be let through, to see whether withholding it would be right",

@@ -23,10 +23,12 @@ from governor.turn import Turn
 
 
 class NoProbe(Enum):
-    """Why there is no probe to judge by: none was asked for yet, or it gave no answer."""
+    """Why there is no probe to judge by: none was asked for yet, or it gave no answer, or upstream is known
+    to refuse it."""
 
     NOT_ASKED = "not_asked"
     FAILED = "failed"
+    REFUSED = "refused"
 
 
 ProbeState = ProbeAnswer | NoProbe
@@ -101,6 +103,8 @@ class Judge:
         self.missing: AbstractSet[CallSignature] = frozenset()
         self.catalog = governance.catalog.with_tools(tools)
         self.errors: list[Exception] = []
+        self.refused = False
+        """Upstream took the client's own request only: every call passes."""
 
     @cached_property
     def _schemas(self) -> Mapping[str, str]:
@@ -173,12 +177,16 @@ class Judge:
         except Exception as error:
             self.errors.append(error)
             return Proposal(evidence, False, Reason.POLICY_ERROR, rule=rule)
+        if self.refused:
+            return Proposal(evidence, False, Reason.UPSTREAM_REFUSES, rule=rule)
         if isinstance(judgement, Verdict):
             return Proposal(
                 evidence, judgement.withhold, judgement.reason, judgement.tier, judgement.inputs, rule
             )
         if not turn.measured:
             return Proposal(evidence, False, Reason.NO_LOGPROBS, rule=rule)
+        if probe is NoProbe.REFUSED:
+            return Proposal(evidence, False, Reason.UPSTREAM_REFUSES, rule=rule)
         if probe is not NoProbe.NOT_ASKED:
             return Proposal(evidence, False, Reason.PROBE_FAILED, rule=rule)
         return NEED_PROBE

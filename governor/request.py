@@ -77,6 +77,8 @@ class ClientView:
     asked: int
     sent: int
     token_ids: bool = False
+    unchanged: bool = False
+    """Upstream gets the client's own request, so that all of its answer is the client's."""
 
     @classmethod
     def of(cls, body: Json, top_logprobs: int) -> ClientView:
@@ -86,9 +88,9 @@ class ClientView:
         return cls(bool(body.get("logprobs")), asked, sent, bool(body.get("return_token_ids")))
 
     @property
-    def complete(self) -> bool:
+    def shows_all(self) -> bool:
         """Whether the client asked for all that upstream is asked for."""
-        return self.logprobs and self.asked == self.sent
+        return self.unchanged or (self.logprobs and self.asked == self.sent)
 
     def request(self, body: Json) -> dict[str, Any]:
         """`body` with what the governor needs to measure."""
@@ -97,7 +99,7 @@ class ClientView:
     def chunk(self, chunk: Json) -> Json | None:
         """The stream chunk that the client would have received; None if none, `chunk` itself if all of it."""
         choices = chunk.get("choices")
-        if self.complete or not choices or not isinstance(choices, list):
+        if self.shows_all or not choices or not isinstance(choices, list):
             return chunk
         if not self.logprobs and not self.token_ids and all(map(_only_logprobs, choices)):
             return None
@@ -107,40 +109,47 @@ class ClientView:
         """The response that the client would have received; `response` itself if nothing is to be taken
         out."""
         choices = response.get("choices")
-        if self.complete or not choices or not isinstance(choices, list):
+        if self.shows_all or not choices or not isinstance(choices, list):
             return response
         return self._with_choices(response, choices)
 
     def _with_choices(self, source: Json, choices: list[Any]) -> Json:
-        if not [choice for choice in choices if choice.get("logprobs")]:
+        if not any(isinstance(choice, Mapping) and choice.get("logprobs") for choice in choices):
             return source
         return {**source, "choices": [self._choice(choice) for choice in choices]}
 
-    def _choice(self, choice: Json) -> Json:
-        logprobs = choice.get("logprobs")
+    def _choice(self, choice: Any) -> Any:
+        logprobs = choice.get("logprobs") if isinstance(choice, Mapping) else None
         if not logprobs:
             return choice
         return {**choice, "logprobs": self._trimmed(logprobs) if self.logprobs else None}
 
-    def _trimmed(self, logprobs: Json) -> Json:
+    def _trimmed(self, logprobs: Any) -> Any:
         """The first `asked` alternatives: vLLM puts the sampled token first whatever its rank, then the
-        others in order, so that a shorter list is a prefix of a longer one."""
+        others in order, so that a shorter list is a prefix of a longer one. What is not of the documented
+        shape holds nothing that was asked for here."""
+        if not isinstance(logprobs, Mapping):
+            return logprobs
         trimmed = {
-            key: [
-                {**token, "top_logprobs": token["top_logprobs"][: self.asked]}
-                if "top_logprobs" in token
-                else token
-                for token in logprobs[key]
-            ]
+            key: [self._token(token) for token in logprobs[key]]
             for key in ("content", "refusal")
-            if logprobs.get(key)
+            if isinstance(logprobs.get(key), list)
         }
         return {**logprobs, **trimmed}
 
+    def _token(self, token: Any) -> Any:
+        top = token.get("top_logprobs") if isinstance(token, Mapping) else None
+        return {**token, "top_logprobs": top[: self.asked]} if isinstance(top, list) else token
 
-def _only_logprobs(choice: Json) -> bool:
+
+def _only_logprobs(choice: Any) -> bool:
     """Whether upstream sent this chunk for its logprobs alone."""
-    return choice.get("delta") == {} and choice.get("finish_reason") is None and bool(choice.get("logprobs"))
+    return (
+        isinstance(choice, Mapping)
+        and choice.get("delta") == {}
+        and choice.get("finish_reason") is None
+        and bool(choice.get("logprobs"))
+    )
 
 
 def result_ids(body: Json) -> tuple[str, ...]:
