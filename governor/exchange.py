@@ -143,6 +143,11 @@ class Exchange:
         return self._view
 
     @property
+    def model(self) -> str:
+        """The model that the client asks for."""
+        return str(self._body.get("model") or "")
+
+    @property
     def changes_request(self) -> bool:
         """Whether upstream gets more or other than what the client sent; known after `admission`."""
         return not self._view.shows_all or bool(self.pruning.stubs)

@@ -48,6 +48,7 @@ from governor_server.governed_chat import GovernedChat
 from governor_server.limits import LimitSettings, Slots, head_size, headers_too_large
 from governor_server.logs import fields
 from governor_server.metrics import Metrics
+from governor_server.refusals import Refusals
 from governor_server.tenants import conversation_name, qualified
 from governor_server.upstream import Body, Upstream, UpstreamError, UpstreamResponse, requested
 
@@ -106,6 +107,7 @@ class Proxy:
     gates_by_tenant: bool = True
     transcripts: Transcripts | None = None
     tracing: Tracing | None = None
+    refusals: Refusals = field(default_factory=Refusals)
     reviews: set[asyncio.Task[None]] = field(default_factory=set)
     slots: Slots = field(init=False)
 
