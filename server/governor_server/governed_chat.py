@@ -314,6 +314,7 @@ class GovernedChat:
                     await self._speak(b"".join(out))
                     return event.raw
                 out.append(self._event(event))
+            if out and self._exchange.streams:
                 await self._reply.open()
             await self._speak(b"".join(out))
         rest = reader.rest()
@@ -350,15 +351,15 @@ class GovernedChat:
             chunk = answers.chunk(event.data, event.raw, lambda _: parsed)
             if passed := self._exchange.receive(chunk):
                 self._held = 0
-                return self._opened(passed)
+                return self._opened(passed, b"".join(map(answers.written, passed)))
             return self._waits(len(event.raw))
         return self._give_up() + self._unasked(parsed, event)
 
-    def _opened(self, passed: Sequence[Json]) -> bytes:
+    def _opened(self, passed: Sequence[Json], written: bytes) -> bytes:
         """Until something of a message comes, all else waits for it: if an error comes instead, the client's
         own request is asked."""
         self._may_ask_again = self._may_ask_again and not any(map(shows, passed))
-        out = self._opening + b"".join(map(answers.written, passed))
+        out = self._opening + written
         self._opening = out if self._may_ask_again else b""
         return b"" if self._may_ask_again else out
 
@@ -366,13 +367,12 @@ class GovernedChat:
         """An event that the governor makes nothing of, without what the client did not ask for."""
         if self._later:
             return b""
-        self._may_ask_again = False
         if not isinstance(parsed, dict):
             return self._unread(event.raw)
         chunk = answers.Chunk(parsed)
         chunk.event = event.raw
         shown = self._exchange.view.chunk(chunk)
-        return b"" if shown is None else answers.written(shown)
+        return b"" if shown is None else self._opened((shown,), answers.written(shown))
 
     def _unread(self, raw: bytes, *, end: bool = True) -> bytes:
         """Bytes of a stream that nobody can read; not at their `end` where an event goes on after them."""
