@@ -256,7 +256,7 @@ class GovernedChat:
         if view.shows_all:
             return raw
         if not isinstance(parsed, dict):
-            return self._filter.feed(raw, end=True)
+            return self._filter.cut(raw)
         shown = view.response(parsed)
         return raw if shown is parsed else orjson.dumps(shown)
 
@@ -341,7 +341,7 @@ class GovernedChat:
     def _event(self, event: sse.Event) -> bytes:
         """What the client gets for one event of upstream."""
         if event.data is None or (self._given_up and self._exchange.view.shows_all):
-            return b"" if self._later else self._unread(event.raw, end=len(event.raw) < sse.MAX_EVENT_BYTES)
+            return b"" if self._later else self._unread(event.raw)
         parsed = read(event.data, self._parsed)
         if self._may_ask_again and (how := not_yet(parsed)):
             raise Refused(how)
@@ -368,15 +368,18 @@ class GovernedChat:
         if self._later:
             return b""
         if not isinstance(parsed, dict):
-            return self._unread(event.raw)
+            return self._filter.cut(event.raw)
         chunk = answers.Chunk(parsed)
         chunk.event = event.raw
         shown = self._exchange.view.chunk(chunk)
         return b"" if shown is None else self._opened((shown,), answers.written(shown))
 
-    def _unread(self, raw: bytes, *, end: bool = True) -> bytes:
-        """Bytes of a stream that nobody can read; not at their `end` where an event goes on after them."""
-        return raw if self._exchange.view.shows_all else self._filter.feed(raw, end=end)
+    def _unread(self, raw: bytes) -> bytes:
+        """Bytes of a stream that are no whole event: a comment, or a part of an event that has no end or is
+        too large to be kept."""
+        if self._exchange.view.shows_all:
+            return raw
+        return self._filter.feed(raw, end=len(raw) <= sse.MAX_EVENT_BYTES)
 
     def _waits(self, size: int) -> bytes:
         """An event of `size` bytes is held back, or too much is by now."""
@@ -558,7 +561,7 @@ def read(raw: bytes, parse: Callable[[bytes], Any]) -> Any:
     """The JSON in `raw`; None where it is none."""
     try:
         return parse(raw)
-    except orjson.JSONDecodeError:
+    except (ValueError, TypeError, KeyError):
         return None
 
 

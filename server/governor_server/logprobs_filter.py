@@ -1,4 +1,4 @@
-"""Takes logprobs out of JSON that cannot be read: too large to be kept, or broken."""
+"""Takes logprobs out of JSON that is not read: too large to be kept, or broken."""
 
 from __future__ import annotations
 
@@ -34,6 +34,15 @@ class LogprobsFilter:
         if end:
             self._buffer, self._inside = b"", False
         return b"".join(out)
+
+    def cut(self, broken: bytes) -> bytes:
+        """What goes on of JSON that is broken, and up to where nobody can tell: all before the first of them,
+        and the line's end."""
+        found = self._key.search(broken)
+        if found is None:
+            return broken
+        line_end = broken[len(broken.rstrip(b"\r\n")) :]
+        return broken[: found.end()] + (b"null" if self._keep is None else b"[]") + line_end
 
     def _outside(self, out: list[bytes], end: bool) -> bool:
         """Up to the next key; whether there is one."""
