@@ -34,6 +34,9 @@ MAX_MEASURED_BYTES = 512 * 1024 * 1024
 """Of one stream that is read for its tokens: several hundred thousand tokens with 20 logprobs each. What
 comes after is handed on unread, so that an answer without end does not fill the memory."""
 
+_BLANK_LINES = (b"\n\n", b"\r\r", b"\r\n\r\n")
+"""How an event ends, and with it what the pieces of a large one belong to."""
+
 _LENGTH = frozenset({b"content-length"})
 _REWRITTEN = frozenset({b"content-length", b"accept-encoding"})
 _PROBE_DROPS = frozenset({b"content-length", b"accept-encoding", b"x-request-id"})
@@ -320,7 +323,7 @@ class GovernedChat:
         rest = reader.rest()
         if not self._given_up and (rest or not self._exchange.complete):
             self._proxy.metrics.upstream_failures_total.labels("truncated").inc()
-        return b"" if self._later else self._unread(rest)
+        return b"" if self._later else self._unread(rest, end=True)
 
     async def _settled(self, response: UpstreamResponse) -> None:
         """Returns once upstream is done with a stream of which nothing more is wanted. A connection that
@@ -374,12 +377,12 @@ class GovernedChat:
         shown = self._exchange.view.chunk(chunk)
         return b"" if shown is None else self._opened((shown,), answers.written(shown))
 
-    def _unread(self, raw: bytes) -> bytes:
+    def _unread(self, raw: bytes, *, end: bool = False) -> bytes:
         """Bytes of a stream that are no whole event: a comment, or a part of an event that has no end or is
         too large to be kept."""
         if self._exchange.view.shows_all:
             return raw
-        return self._filter.feed(raw, end=len(raw) <= sse.MAX_EVENT_BYTES)
+        return self._filter.feed(raw, end=end or raw.endswith(_BLANK_LINES))
 
     def _waits(self, size: int) -> bytes:
         """An event of `size` bytes is held back, or too much is by now."""

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from governor_server.refusals import PAUSE_S, TIMES, TRIAL_S, Addition, Key, Refusals
-from tests.server.bodies import answer, chunks_of, parsed
+from tests.server.bodies import answer, assembled, chunks_of, parsed
 from tests.server.scripted_upstream import (
     ABORT,
     CLOSE,
@@ -268,17 +268,22 @@ def asking_for(addition: Addition, stream: bool) -> dict[str, Any]:
 
 
 @BOTH
-@MODES
 @pytest.mark.parametrize(
-    "addition", [Addition.LOGPROBS, Addition.PROBE, Addition.CONTINUATION, Addition.ANSWER]
+    ("addition", "mode"),
+    [
+        (Addition.LOGPROBS, "observe"),
+        (Addition.LOGPROBS, "enforce"),
+        (Addition.PROBE, "observe"),
+        (Addition.PROBE, "enforce"),
+        (Addition.CONTINUATION, "enforce"),
+        (Addition.ANSWER, "enforce"),
+    ],
 )
 async def test_what_is_refused_again_and_again_is_left_out_for_a_while(
     addition: Addition, mode: str, stream: bool
 ) -> None:
     """The client always gets its call; after some refusals in a row upstream is asked no more for what it
     refuses, then tried once, and governed again when it takes it."""
-    if mode == "observe" and addition in (Addition.CONTINUATION, Addition.ANSWER):
-        pytest.skip("nothing is withheld, so that nothing takes its place")
     async with picky(addition, mode=mode) as (upstream, proxy, clock):
         expected = parsed(body_of(plain(CALLING, stream)))
 
@@ -454,3 +459,19 @@ async def test_what_comes_compressed_unasked_is_read(
         status, headers, body = await proxy.chat(chat(stream=stream))
     assert status == 200 and "content-encoding" not in headers
     assert parsed(body) == parsed(body_of(plain(CALLING, stream)))
+
+
+@BOTH
+async def test_a_body_that_unpacks_to_a_huge_one_meets_the_limits(stream: bool) -> None:
+    """It goes on as it comes, in pieces, and is never held as a whole."""
+    huge = Generated(content="a" * 20_000)
+    source = answer(huge, stream)
+    packed = Answer(
+        [gzip.compress(body_of(source))], 200, [*source.headers, ("content-encoding", "gzip")], length=False
+    )
+    limits = {"max_held_bytes": 100_000}
+    async with scripted(packed) as upstream, proxied(upstream, limits=limits) as proxy:
+        _, _, body = await proxy.chat(chat(stream=stream))
+        assert proxy.metric("governor_fail_open_total", where="held_bytes") == (not stream)
+    assert assembled(body).content == huge.content
+    assert b'"logprobs":{' not in body.replace(b" ", b"")

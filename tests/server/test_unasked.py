@@ -23,6 +23,7 @@ from governor_server.app import GovernorApp, create_app
 from governor_server.logprobs_filter import LogprobsFilter
 from governor_server.settings import Settings
 from governor_server.upstream import UpstreamResponse
+from tests.server.bodies import assembled
 from tests.wire.generated import Generated, chat, made, stream_bytes
 
 CANARY = "nobody asked for this"
@@ -285,6 +286,24 @@ def test_nothing_that_the_governor_asked_for_reaches_the_client(
     assert CANARY.encode() not in body
     if asked is None:
         assert b'"logprobs":{' not in body.replace(b" ", b"")
+
+
+@pytest.mark.parametrize("asked", [None, 0, 2])
+@pytest.mark.parametrize("mode", ["observe", "enforce"])
+def test_an_event_that_is_too_large_brings_nothing_unasked(
+    mode: str, asked: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It goes on in pieces that nobody reads as events, and the events after it as they should."""
+    monkeypatch.setattr("governor_server.sse.MAX_EVENT_BYTES", 3000)
+    long = Generated(content=f"Let me {'x' * 2000} look.", calls=[CALL])
+    wanted: dict[str, Any] = {} if asked is None else {"logprobs": True, "top_logprobs": asked}
+    sent = faulty([marked(chunk, asked) for chunk in long.chunks()], {}, Fault("none", 0), stream=True)
+    app = governor(mode, 1 << 26)
+    app.upstream = app.proxy.upstream = cast(Any, Stub(replace(sent, pieces=200), long, True, False))
+    body = asyncio.run(received(app, json.dumps(chat(stream=True, **wanted)).encode()))
+    assert CANARY.encode() not in body
+    assert assembled(body).content.startswith(long.content)
+    assert body.endswith(b"data: [DONE]\n\n")
 
 
 @given(
