@@ -96,7 +96,8 @@ class GovernedChat:
             if not self._may_ask_again or error.reason in NEVER_SENT:
                 raise
             await self._ask_again(error.reason)
-        self._learn_from_evidence()
+        finally:
+            self._learn_from_evidence()
 
     def _ask(
         self, body: bytes, drop: frozenset[bytes], purpose: Purpose = Purpose.REQUEST
@@ -112,9 +113,11 @@ class GovernedChat:
             self._leave_alone()
             return self._raw
         with self._proxy.fail_open("admission"):
-            step: Step = Ask(Purpose.REQUEST, self._exchange.request)
-            if self._allows(Addition.STUBS):
-                step = self._exchange.admission()
+            step: Step = (
+                self._exchange.admission()
+                if self._allows(Addition.STUBS)
+                else Ask(Purpose.REQUEST, self._exchange.request)
+            )
             while isinstance(step, Ask) and step.purpose is Purpose.PROBE:
                 step = await self._probe(step)
             if isinstance(step, Ask) and self._exchange.changes_request:
@@ -226,36 +229,36 @@ class GovernedChat:
             self._proxy.metrics.fail_open_total.labels("held_bytes").inc()
             await self._relay_filtered(response)
             return
-        if self._may_ask_again and (how := flaw(read(raw, self._parsed))):
+        parsed = read(raw, self._parsed)
+        if self._may_ask_again and (how := flaw(parsed)):
             raise Refused(how)
         self._may_ask_again = False
         self._upstream_done(response)
         self._later = True
-        parsed: Json = {}
         step: Step = Deliver()
         if self._exchange.streams:
             self._proxy.metrics.fail_open_total.labels("unreadable").inc()
         else:
             with self._proxy.fail_open("response"):
-                parsed = self._parsed(raw)
                 self._exchange.receive_response(parsed)
                 self._generated()
                 step = await self._decided()
             if not isinstance(step, Deliver) or step.body is None:
                 with self._proxy.fail_open("release"):
                     step = self._exchange.interrupted()
-        body = self._unasked_left_out(raw)
+        body = b""
         with self._proxy.fail_open("body"):
             # Of a body that nobody could read there is nothing to deliver but itself.
-            if isinstance(step, Deliver) and parsed and step.body and step.body is not parsed:
-                body = orjson.dumps(step.body)
+            if isinstance(step, Deliver) and parsed and step.body:
+                body = raw if step.body is parsed else orjson.dumps(step.body)
+        body = body or self._unasked_left_out(raw, parsed)
         headers = [pair for pair in response.headers if pair[0] not in _LENGTH]
         await self._reply.whole(response.status, [*headers, *self._own_headers(decided=True)], body)
         self._delivered()
 
-    def _unasked_left_out(self, raw: bytes) -> bytes:
-        """A body as the client asked for it, whatever the core makes of it."""
-        view, parsed = self._exchange.view, read(raw, self._parsed)
+    def _unasked_left_out(self, raw: bytes, parsed: Any) -> bytes:
+        """A body of which the core makes nothing, as the client asked for it."""
+        view = self._exchange.view
         if view.shows_all:
             return raw
         if not isinstance(parsed, dict):
