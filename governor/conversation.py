@@ -12,8 +12,9 @@ from __future__ import annotations
 
 import json
 import re
+from bisect import bisect_left
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import cached_property
 from typing import Any, Final
@@ -54,14 +55,17 @@ class ExecutedCall:
 
 @dataclass(frozen=True)
 class AnsweredCall:
-    """A call of the history that has a result; `asked` is the `last_question` of the messages before it."""
+    """A call of the history that has a result; `asked` is the `last_question` of the messages before it.
+
+    `key` names it among the calls of the history: its id, unless that is empty or another call has it too.
+    `fresh`: its result, `message`, came with this request.
+    """
 
     call: ToolCall
     asked: str
-
-    @property
-    def id(self) -> str:
-        return self.call.id
+    key: str
+    message: Mapping[str, Any] = field(default_factory=dict)
+    fresh: bool = True
 
     @cached_property
     def signature(self) -> str:
@@ -72,27 +76,118 @@ class AnsweredCall:
         """What its record has as `CallRecord.origin`."""
         return origin(self.asked, self.signature)
 
+    @cached_property
+    def outcome(self) -> Outcome:
+        """How it ended."""
+        return _outcome(self.message, _text(self.message.get("content")))
+
+    @cached_property
+    def result(self) -> str:
+        """A digest of its result."""
+        return digest(_text(self.message.get("content")))[:32]
+
 
 def answered_calls(messages: Sequence[Any]) -> tuple[AnsweredCall, ...]:
-    """The calls of the history that have results, in the order of these; of several with one id the last."""
-    proposed: dict[str, AnsweredCall] = {}
-    answered: dict[str, AnsweredCall] = {}
-    asked: str | None = None
+    """The calls of the history that have results, in the order in which they were made."""
+    made, fresh_from = _calls_made(messages), _fresh_from(messages)
+    users = [place for place, message in enumerate(messages) if _role(message) == "user"]
+    # The digest of a long text takes its time: only of those that a call was made for, and once.
+    asked: dict[int, str] = {}
+    found = []
+    for past, key in zip(made, _keys([past.call.id for past in made]), strict=True):
+        if past.orphan or past.result is None:
+            continue
+        question = bisect_left(users, past.place)
+        if question not in asked:
+            asked[question] = last_question([messages[users[question - 1]]] if question else ())
+        fresh = past.result_place >= fresh_from
+        found.append(AnsweredCall(past.call, asked[question], key, past.result, fresh))
+    return tuple(found)
+
+
+def _fresh_from(messages: Sequence[Any]) -> int:
+    """The place behind the last message of the assistant."""
+    places = range(len(messages), 0, -1)
+    return next((place for place in places if _role(messages[place - 1]) == "assistant"), 0)
+
+
+def _keys(ids: Sequence[str]) -> list[str]:
+    """A name for each id, no two the same: the id itself for the first call that has it."""
+    taken, keys = set(ids), []
+    seen: set[str] = set()
+    for number, id in enumerate(ids):
+        key = id
+        if not id or id in seen:
+            key = f"{id}#{number}"
+            while key in taken:
+                key += "#"
+        seen.add(id)
+        taken.add(key)
+        keys.append(key)
+    return keys
+
+
+@dataclass(slots=True)
+class _Past:
+    """A call on its way to its result; `place` and `result_place` are those of their messages. An orphan is a
+    result whose call is not in the history."""
+
+    call: ToolCall
+    place: int
+    result: Mapping[str, Any] | None = None
+    result_place: int = -1
+    orphan: bool = False
+
+
+def _calls_made(messages: Sequence[Any]) -> list[_Past]:
+    """The calls of a history in the order they were made, each with its result where it has one.
+
+    Ids need not be unique, and may be missing. A result belongs to the newest message that waits for one with
+    its id, and there to the first such call. One without an id belongs to the first call of the last message
+    that waits for a result, of those with its name where it has one.
+    """
+    made: list[_Past] = []
+    by_id: dict[str, list[_Past]] = {}
+    last: list[_Past] = []
     for place, message in enumerate(messages):
         role = _role(message)
-        if role == "user":
-            # The digest of a long text takes its time: only of those that a call was made for.
-            asked = None
-        elif role == "assistant":
-            for call in _calls(message):
-                asked = last_question(messages[:place]) if asked is None else asked
-                proposed[call.id] = AnsweredCall(call, asked)
-        elif role == "tool":
-            identity = message.get("tool_call_id")
-            if isinstance(identity, str) and identity in proposed:
-                answered.pop(identity, None)
-                answered[identity] = proposed[identity]
-    return tuple(answered.values())
+        if role == "assistant" and (calls := _calls(message)):
+            last = [_Past(call, place) for call in calls]
+            made += last
+            for past in last:
+                by_id.setdefault(past.call.id, []).append(past)
+        elif role in ("tool", "function"):
+            found = _waiting_for(message, last, by_id)
+            if found is None:
+                found = _Past(_orphan(message), place, orphan=True)
+                made.append(found)
+            found.result, found.result_place = message, place
+    return made
+
+
+def _waiting_for(
+    message: Mapping[str, Any], last: Sequence[_Past], by_id: Mapping[str, Sequence[_Past]]
+) -> _Past | None:
+    """The call that a result belongs to; None where it is not in the history."""
+    id, name = _id(message.get("tool_call_id")), message.get("name")
+    waiting = [past for past in last if past.result is None]
+    if id and id in by_id:
+        same = next((past for past in waiting if past.call.id == id), None)
+        earlier = (past for past in reversed(by_id[id]) if past.result is None)
+        # A second result replaces the first.
+        return same or next(earlier, by_id[id][-1])
+    if id:
+        # The client made up the ids that upstream had left out.
+        waiting = [past for past in waiting if not past.call.id]
+    return next((past for past in waiting if not name or past.call.name == name), None)
+
+
+def _orphan(message: Mapping[str, Any]) -> ToolCall:
+    return ToolCall(_id(message.get("tool_call_id")), 0, str(message.get("name") or ""), "")
+
+
+def _id(value: object) -> str:
+    return "" if value is None else str(value)
 
 
 def last_question(messages: Sequence[Any]) -> str:
@@ -112,6 +207,19 @@ def origin(asked: str, signature: str) -> str:
     return digest(f"{asked}\n{signature}")[:32]
 
 
+def reply_origin(asked: str, text: str) -> str:
+    """A digest of a reply without calls, and of the user's message that it answers."""
+    return origin(asked, f"reply {' '.join(text.split())}")
+
+
+def reply_origins(messages: Sequence[Any]) -> Iterator[str]:
+    """Those of the history's replies without calls, newest first."""
+    for place in range(len(messages) - 1, -1, -1):
+        message = messages[place]
+        if _role(message) == "assistant" and not _calls(message):
+            yield reply_origin(last_question(messages[:place]), _words(message.get("content")))
+
+
 def _words(content: object) -> str:
     """The text of a message's content without the parts that are none: pictures are long, and clients take
     old ones out."""
@@ -129,31 +237,28 @@ def executed_calls(messages: Sequence[Any], catalog: ToolCatalog) -> tuple[Execu
     A result that belongs to no call of the history stands for a call of unknown effect. Messages of any
     other shape are passed over.
     """
-    users = sum(_role(message) == "user" for message in messages)
-    found: list[ExecutedCall] = []
-    for message in messages:
-        role = _role(message)
-        if role == "user":
-            users -= 1
-        elif role == "assistant":
-            proposed = pending_calls(_calls(message), catalog)
-            found.extend(replace(executed, user_messages_after=users) for executed in proposed)
-        elif role in ("tool", "function"):
-            _settle(found, message, users)
-    return tuple(found)
+    users = [place for place, message in enumerate(messages) if _role(message) == "user"]
+    return tuple(
+        _executed(past, catalog, len(users) - bisect_left(users, past.place))
+        for past in _calls_made(messages)
+    )
+
+
+def _executed(past: _Past, catalog: ToolCatalog, users: int) -> ExecutedCall:
+    effect = ToolEffect.UNKNOWN if past.orphan else catalog.effect(past.call.name)
+    if past.result is None:
+        return ExecutedCall(past.call, "", Outcome.PENDING, effect, users)
+    result = _text(past.result.get("content"))
+    return ExecutedCall(past.call, result, _outcome(past.result, result), effect, users)
 
 
 def withheld_signatures(messages: Sequence[Any]) -> frozenset[CallSignature]:
     """The signatures of the calls that were answered by one of our notices."""
-    proposed: dict[str, ToolCall] = {}
-    withheld: set[CallSignature] = set()
-    for message in messages:
-        if _role(message) == "assistant":
-            proposed.update((call.id, call) for call in _calls(message))
-        elif _role(message) == "tool" and is_notice(_text(message.get("content"))):
-            call = proposed.get(str(message.get("tool_call_id")))
-            withheld.update([call.signature] if call else ())
-    return frozenset(withheld)
+    return frozenset(
+        past.call.signature
+        for past in _calls_made(messages)
+        if not past.orphan and past.result is not None and is_notice(_text(past.result.get("content")))
+    )
 
 
 def pending_calls(calls: Sequence[ToolCall], catalog: ToolCatalog) -> tuple[ExecutedCall, ...]:
@@ -164,19 +269,6 @@ def pending_calls(calls: Sequence[ToolCall], catalog: ToolCatalog) -> tuple[Exec
 def step(messages: Sequence[Any]) -> int:
     """How many assistant messages with calls came before: 0 for the first turn."""
     return sum(_role(message) == "assistant" and any(True for _ in _calls(message)) for message in messages)
-
-
-def _settle(found: list[ExecutedCall], message: Mapping[str, Any], users: int) -> None:
-    """Gives the newest call with this message's id its result."""
-    identity = str(message.get("tool_call_id"))
-    result = _text(message.get("content"))
-    outcome = _outcome(message, result)
-    for place in range(len(found) - 1, -1, -1):
-        if found[place].call.id == identity:
-            found[place] = replace(found[place], result=result, outcome=outcome)
-            return
-    orphan = ToolCall(identity, 0, str(message.get("name") or ""), "")
-    found.append(ExecutedCall(orphan, result, outcome, ToolEffect.UNKNOWN, users))
 
 
 def _role(message: object) -> object:
@@ -195,7 +287,7 @@ def _read_calls(tool_calls: object) -> Iterator[ToolCall]:
         if isinstance(function, Mapping):
             arguments = function.get("arguments") or ""
             text = arguments if isinstance(arguments, str) else json.dumps(arguments, default=str)
-            yield ToolCall(str(entry.get("id")), index, str(function.get("name")), text)
+            yield ToolCall(_id(entry.get("id")), index, str(function.get("name")), text)
 
 
 def _text(content: object) -> str:

@@ -1,13 +1,12 @@
-"""Recorded conversations as a gate sees them: in order, up to the first call that it would withhold."""
+"""Recorded conversations as a gate sees them: scored, up to the first call that it would withhold."""
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from governor.certificate import Candidate
-from governor.experiment import Arm
+from governor.conversations import Calls, noticed_before, until_crossing
 from governor.gate import NEVER, CallFacts, Gate
 from governor.records import CallRecord
 
@@ -26,42 +25,28 @@ class ScoredCall:
         return None if label is None else label.changed
 
 
-def conversations(records: Iterable[CallRecord]) -> dict[str, list[CallRecord]]:
-    """By conversation, in the order of their names, each with its calls in the order in which they were
-    proposed; whatever the order of `records`."""
-    grouped: defaultdict[str, list[CallRecord]] = defaultdict(list)
-    for record in records:
-        grouped[record.conversation].append(record)
-    return {name: sorted(grouped[name], key=_place) for name in sorted(grouped)}
-
-
-def _place(record: CallRecord) -> tuple[int, int, float, str]:
-    return record.step, int(record.decision.get("index", 0)), record.created, record.call_id
-
-
-def observed(calls: Iterable[CallRecord]) -> bool:
-    """Whether nothing was withheld in the conversation, by lot or because nothing was governed."""
-    return all(call.arm != Arm.GOVERNED for call in calls)
-
-
-def candidates(gate: Gate, calls: Iterable[CallRecord]) -> list[Candidate]:
-    """What a certificate needs to know of an observed conversation."""
-    scored = (ScoredCall(call, gate.score(CallFacts.of_record(call))) for call in calls)
-    return [Candidate(s.score, s.harmful, _likeness(s.record)) for s in scored if s.score != NEVER]
-
-
-def until_crossing(gate: Gate, calls: Iterable[CallRecord]) -> Sequence[ScoredCall]:
-    """The calls up to the first one that `gate` would withhold, that one included.
-
-    Up to there all conversations went the way of an ungoverned one, whatever their arm.
-    """
-    threshold = NEVER if gate.threshold is None else gate.threshold
-    reached: list[ScoredCall] = []
+def scored(gate: Gate, calls: Calls) -> list[ScoredCall]:
+    """Each call of a conversation with its score. One that the model asked for again after a notice is never
+    withheld."""
+    noticed = [call for call in calls if call.noticed]
+    found = []
     for call in calls:
-        reached.append(ScoredCall(call, gate.score(CallFacts.of_record(call))))
-        if reached[-1].score <= threshold:
-            break
-    return reached
+        again = any(other.signature == call.signature for other in noticed_before(call, noticed))
+        found.append(ScoredCall(call, NEVER if again else gate.score(CallFacts.of_record(call))))
+    return found
+
+
+def candidates(gate: Gate, calls: Calls) -> list[Candidate]:
+    """What a certificate needs to know of an observed conversation."""
+    governed = (call for call in scored(gate, calls) if call.score != NEVER)
+    return [Candidate(call.score, call.harmful, _likeness(call.record)) for call in governed]
+
+
+def reached(gate: Gate, calls: Calls) -> Sequence[ScoredCall]:
+    """The calls up to the first one that the gate would withhold, as `until_crossing` has them."""
+    found, threshold = scored(gate, calls), gate.threshold
+    withheld = [threshold is not None and call.score <= threshold for call in found]
+    return found[: until_crossing(calls, withheld)]
 
 
 def _likeness(record: CallRecord) -> str:

@@ -44,10 +44,11 @@ class Reason(StrEnum):
     ASKED_AGAIN = "asked_again"
     NOTICE_LIMIT = "notice_limit"
     PROBE_FAILED = "probe_failed"
+    NO_PROBE = "no_probe"
     REPLACEMENT_FAILED = "replacement_failed"
     NO_LOGPROBS = "no_logprobs"
     UPSTREAM_REFUSES = "upstream_refuses"
-    OBSERVE_MODE = "observe_mode"
+    NOT_JUDGED = "not_judged"
     POLICY_ERROR = "policy_error"
     EXPLORATION = "exploration"
     UNCERTIFIED = "uncertified"
@@ -131,10 +132,11 @@ _BECAUSE: Final = {
     Reason.ASKED_AGAIN: "the model asked for it again after a notice",
     Reason.NOTICE_LIMIT: "the limit of notices was reached",
     Reason.PROBE_FAILED: "the probe gave no answer",
+    Reason.NO_PROBE: "it needs a probe, and the settings allow none here",
     Reason.REPLACEMENT_FAILED: "what was to take its place could not be generated",
     Reason.NO_LOGPROBS: "upstream sent no logprobs",
     Reason.UPSTREAM_REFUSES: "upstream refuses what the governor adds to requests",
-    Reason.OBSERVE_MODE: "the governor only observes",
+    Reason.NOT_JUDGED: "no policy was asked before it was delivered",
     Reason.POLICY_ERROR: "the policy failed",
     Reason.EXPLORATION: "it was drawn to be let through, to see whether withholding it would be right",
     Reason.UNCERTIFIED: "no certificate allows to act on calls of this tool yet",

@@ -29,7 +29,8 @@ from math import log
 from typing import Final
 
 from governor.certificate import Certificate
-from governor.crossings import ScoredCall, conversations, observed, until_crossing
+from governor.conversations import begun_since, conversations, observed, of_model
+from governor.crossings import ScoredCall, reached
 from governor.gate import NEVER, Gate
 from governor.records import CallRecord
 
@@ -58,16 +59,16 @@ SHIFTED: Final = 0.25
 def lapse(gate: Gate, recent: Sequence[CallRecord]) -> str | None:
     """Why the certificate of `gate` no longer holds, in plain words; None if it does, or there is none.
 
-    `recent` are all records since the gate was made, at least those still kept; older ones are left out.
+    `recent` are all records that are kept; conversations that began before the gate was made are left out.
     """
     if gate.certificate is None:
         return None
-    records = (record for record in recent if record.created >= gate.created and record.model == gate.model)
-    traffic = sorted(conversations(records).values(), key=lambda calls: calls[0].created)
+    known = of_model(conversations(recent).values(), gate.model)
+    traffic = sorted(begun_since(known, gate.created), key=lambda calls: calls[0].created)
     let_through = (calls for calls in traffic if observed(calls) or any(call.explored for call in calls))
-    latest = [scored for calls in traffic[-WINDOW:] for scored in until_crossing(gate, calls)]
+    latest = [scored for calls in traffic[-WINDOW:] for scored in reached(gate, calls)]
     return (
-        _harm(gate.certificate, [until_crossing(gate, calls)[-1] for calls in let_through])
+        _harm(gate.certificate, [reached(gate, calls)[-1] for calls in let_through])
         or _miscalibration(gate, latest)
         or _shift(gate, latest)
     )

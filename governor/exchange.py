@@ -19,12 +19,14 @@ the same message and the same decisions for the same generation.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum, StrEnum
 from typing import Any
 
 from governor.admission import Admission, Messages
+from governor.conversation import AnsweredCall, answered_calls
+from governor.conversations import after
 from governor.decision import Action, Decision, Mode, Reason
 from governor.delivery import Delivery
 from governor.errors import ProbeFailed, TurnMalformed
@@ -35,15 +37,17 @@ from governor.generation import Generation, Purpose
 from governor.governance import Governance
 from governor.hold import Hold
 from governor.judge import Judge, NoProbe, Proposal
-from governor.ledger import Ledger
+from governor.ledger import Known, Ledger
+from governor.message import joined
 from governor.notices import notice_for
 from governor.policies import NeedProbe
 from governor.probe import ProbeAnswer, probe_answer, probe_request, without_calls
 from governor.pruning import Pruning
 from governor.records import CallRecord
-from governor.request import ClientView, Json, result_ids
+from governor.request import ClientView, Json
 from governor.transcript import Transcript
 from governor.turn import Turn
+from governor.turn_record import TurnRecord
 
 
 class Explain(StrEnum):
@@ -88,10 +92,12 @@ class _Phase(Enum):
 class Exchange:
     """The state of one governed request.
 
-    `body` is the client's parsed request, one that `request.untouched` has nothing against. `records` are
-    those of the calls in its history that were found, by call id. `now` is the time of the request in
-    seconds, for the records. `probe_when_observing` False: nothing is asked upstream that the client did not
-    ask for, where nothing is governed.
+    `body` is the client's parsed request, one that `request.untouched` has nothing against. `history` is
+    `answered_calls` of its messages, where the caller has it already; `records` are those of its calls that
+    were found, by `AnsweredCall.key`. `now` is the time of the request in seconds, for the records, and
+    `began` that of the first call on record in this conversation, None where there is none.
+    `probe_when_observing` False: nothing is asked upstream that the client did not ask for, where nothing is
+    governed.
     """
 
     def __init__(
@@ -100,29 +106,39 @@ class Exchange:
         governance: Governance,
         *,
         records: Mapping[str, CallRecord] | None = None,
+        history: Sequence[AnsweredCall] | None = None,
         conversation: str = "",
+        began: float | None = None,
         now: float = 0.0,
         explain: Explain = Explain.NO,
         probe_when_observing: bool = True,
     ) -> None:
-        known = [known for id in result_ids(body) if (known := (records or {}).get(id))]
+        self.history = answered_calls(body["messages"]) if history is None else history
         self._body = body
         self._governance = governance
         self.conversation = conversation
         self._explain = explain
         self._view = ClientView.of(body, governance.top_logprobs)
-        self._judge = Judge(governance, body, known)
+        known = [Known(call, record) for call in self.history if (record := (records or {}).get(call.key))]
+        self._judge = Judge(governance, body, [each.record for each in known])
         enforcing = governance.mode is Mode.ENFORCE
         self.arm = governance.experiment.arm(conversation, enforcing=enforcing)
         # A client that records token ids wants the sequence that was generated, not a message of several.
         self._acts = self.arm is Arm.GOVERNED and not body.get("return_token_ids")
         self._phase = _Phase.DECISION
         self._answered: ProbeAnswer | None = None
-        self._now = now
+        self._now = after(now, self._judge.known)
         self._probe_failures: list[str] = []
         self._generations = [self._generation(Purpose.REQUEST, ())]
         self._ledger = Ledger(
-            body, known, self._judge, self._generations, conversation=conversation, arm=self.arm, now=now
+            body,
+            known,
+            self._judge,
+            self._generations,
+            conversation=conversation,
+            arm=self.arm,
+            now=self._now,
+            began=began,
         )
         self._admission = Admission(body, governance, self._judge, self._ledger)
         self._labels = governance.experiment.labelled(conversation, self._ledger.step, self.arm)
@@ -226,17 +242,44 @@ class Exchange:
         return self._generations[0].measures.segment_entropy
 
     def records(self) -> tuple[CallRecord, ...]:
-        """The records to store: those of the calls decided on, and those whose result came with this
-        request or was pruned in it."""
+        """The records to store: those of the calls generated, and those whose result came with this request
+        or was pruned in it. Each says what this exchange knows, and is to be merged with what is stored."""
         return (*self.new_records(), *self.completed_records(), *self._ledger.stubbed(self.pruning))
 
     def new_records(self) -> tuple[CallRecord, ...]:
-        """A record for each call decided on."""
-        return self._ledger.new()
+        """A record for each call generated: to be stored before the client has the message, and again once
+        it is reviewed."""
+        withheld = any(generation.withheld for generation in self._generations)
+        return self._ledger.new(self._said() if withheld else "")
+
+    def _said(self) -> str:
+        """The client's message where no call is in it, "" where one is."""
+        last = self._generations[-1]
+        if self._answered is None and len(last.turn.calls) > len(last.withheld):
+            return ""
+        spoken = [generation.turn.content for generation in self._generations]
+        return joined([*spoken, self._answered.text if self._answered else ""], skip_blank=True)
+
+    def returned_records(self) -> tuple[CallRecord, ...]:
+        """The known records of the calls whose results came with this request, with what these say: to be
+        stored at once, since from now on no other request brings them."""
+        return self._ledger.returned()
+
+    def recall(self, latest: Callable[[CallRecord], CallRecord]) -> None:
+        """Takes in what has been stored since the exchange began: what is judged or labelled after the
+        delivery is so by all that is known then. `latest` gives what is known of a record's call by now."""
+        self._ledger.known = [Known(known.call, latest(known.record)) for known in self._ledger.known]
+        self._judge.known = [known.record for known in self._ledger.known]
 
     def completed_records(self) -> tuple[CallRecord, ...]:
         """The known records of the calls whose results came with this request, with what they led to."""
         return self._ledger.completed(self.pruning)
+
+    def turn_record(self, *, ended: float, seconds: float) -> TurnRecord | None:
+        """What the client's message took, which it had at `ended` (seconds of the caller's clock) after
+        `seconds`; None in a conversation that proposed no call so far, and where upstream did not end its
+        generation."""
+        return self._ledger.turn(ended=ended, seconds=seconds) if self.complete else None
 
     @property
     def transcript(self) -> Transcript | None:
@@ -382,8 +425,8 @@ class Exchange:
     def _wants_label(self, first: Generation) -> bool:
         if first.probe is not NoProbe.NOT_ASKED or not self._may_probe:
             return False
-        unlabelled = self._ledger.unlabelled()
-        if not self._labels and not any(record.explored for record in unlabelled):
+        unlabelled = self._ledger.maybe_unlabelled()
+        if not self._labels and not any(known.record.explored for known in unlabelled):
             return False
         passed = any(
             decision.action is Action.PASS and self._judge.governs(decision.call.name)
@@ -397,7 +440,7 @@ class Exchange:
     def _decide(self) -> Step:
         generation = self._generations[-1]
         if not self._may_probe and generation.probe is NoProbe.NOT_ASKED:
-            generation.probe = NoProbe.FAILED
+            generation.probe = NoProbe.NOT_ALLOWED
         judged = self._judged(generation)
         if isinstance(judged, NeedProbe):
             return Ask(Purpose.PROBE, probe_request(self._sent(generation.added), self._governance.probe))

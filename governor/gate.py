@@ -32,7 +32,8 @@ from governor.signals import Signals, signals
 if TYPE_CHECKING:
     from governor.policies.policy import Evidence
 
-FORMAT: Final = 1
+FORMAT: Final = 2
+"""1 was found on calls in other orders, and on conversations that quick clients had split."""
 
 NEVER: Final = inf
 """The score of a call that the gate never withholds."""
@@ -69,6 +70,10 @@ class GateMalformed(GovernorError, ValueError):
     """The data are no gate of this version."""
 
 
+class GateOutdated(GateMalformed):
+    """The data are a gate of an earlier version: what it promises was found in another way."""
+
+
 @dataclass(frozen=True, slots=True)
 class CallFacts:
     """All that decides whether a gate withholds a call; nothing else may.
@@ -95,7 +100,7 @@ class CallFacts:
             schema=record.schema,
             model=record.model,
             read_only=record.effect == ToolEffect.READ_ONLY,
-            step=record.step,
+            step=record.evidence_step,
             answered=_answered(record.probe_before),
             signals=record.signals,
         )
@@ -269,6 +274,8 @@ class Gate:
         """What `as_dict` gave, also after a trip through JSON. Raises `GateMalformed` on anything else."""
         if not isinstance(data, Mapping) or "format" not in data:
             raise GateMalformed("no_gate", "the data are not those of a gate")
+        if data["format"] in range(1, FORMAT):
+            raise GateOutdated("outdated", f"format {data['format']!r}, this version makes {FORMAT}")
         if data["format"] != FORMAT:
             raise GateMalformed("format", f"format {data['format']!r}, this version reads {FORMAT}")
         try:

@@ -22,8 +22,8 @@ from typing import Any
 from governor.calls import ToolCall, ToolEffect
 from governor.certificate import UNLABELLED, upper_bound
 from governor.conversation import ExecutedCall, Outcome
-from governor.decision import Action, Reason
-from governor.experiment import Arm
+from governor.conversations import noticed_before, observed, together, turn, until_crossing
+from governor.decision import Reason
 from governor.policies import Evidence, Policy, Verdict
 from governor.probe import ProbeAnswer
 from governor.records import CallRecord
@@ -60,27 +60,6 @@ class Hindsight:
         return None if label is None else label.changed
 
 
-def conversations(records: Iterable[CallRecord]) -> list[tuple[CallRecord, ...]]:
-    """The records of each conversation in the order of the calls; of several records of one call the last
-    counts."""
-    last = {(record.conversation, record.call_id): record for record in records}
-    ordered = sorted(last.values(), key=_place)
-    found: dict[str, list[CallRecord]] = {}
-    for record in ordered:
-        found.setdefault(record.conversation, []).append(record)
-    return [tuple(calls) for calls in found.values()]
-
-
-def untouched(records: Sequence[CallRecord]) -> bool:
-    """Whether the conversation was only observed: no policy had a say in which of its calls have labels."""
-    return all(record.arm != Arm.GOVERNED and passed(record) for record in records)
-
-
-def passed(record: CallRecord) -> bool:
-    """Whether the call reached the agent."""
-    return bool(record.decision.get("action", Action.PASS) == Action.PASS)
-
-
 def evidence(records: Sequence[CallRecord]) -> list[Evidence]:
     """The evidence on each call of a conversation, as `conversations` gives it."""
     return [_evidence(records, record) for record in records]
@@ -94,13 +73,13 @@ def judged(
     `known` is the `evidence` on them, for a caller that asks several policies. What the policy raises on a
     call lets it pass, as it does live.
     """
-    found: list[Hindsight] = []
-    behind = False
-    for record, seen in zip(records, evidence(records) if known is None else known, strict=True):
-        fate, reason = _fate(policy, record, seen)
-        found.append(Hindsight(record, fate, reason, behind))
-        behind = behind or fate is Fate.WITHHOLD or not passed(record)
-    return found
+    known = evidence(records) if known is None else known
+    fates = [_fate(policy, record, seen) for record, seen in zip(records, known, strict=True)]
+    course = until_crossing(records, [fate is Fate.WITHHOLD for fate, _ in fates])
+    return [
+        Hindsight(record, fate, reason, behind=number >= course)
+        for number, (record, (fate, reason)) in enumerate(zip(records, fates, strict=True))
+    ]
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,8 +115,8 @@ class Summary:
     def of(cls, found: Sequence[Sequence[Hindsight]], level: float = 0.05) -> Summary:
         """From the calls of each conversation; the bound is too low with a probability of at most `level`."""
         calls = [call for conversation in found for call in conversation]
-        observed = [c for c in found if untouched([call.record for call in c])]
-        verdicts = [harm for c in observed for harm in _harm_of_first(c)]
+        clean = [c for c in found if observed([call.record for call in c])]
+        verdicts = [harm for c in clean for harm in _harm_of_first(c)]
         labelled = [harm for harm in verdicts if harm is not None]
         unlabelled = len(verdicts) - len(labelled)
         told = bool(labelled) and unlabelled <= UNLABELLED * len(verdicts)
@@ -149,7 +128,7 @@ class Summary:
             unknown=sum(call.fate is Fate.UNKNOWN for call in calls),
             withheld=sum(call.fate is Fate.WITHHOLD for call in calls),
             crossings=sum(call.first for call in calls),
-            observed=len(observed),
+            observed=len(clean),
             labelled=len(labelled),
             harmful=sum(labelled),
             unlabelled=unlabelled,
@@ -163,23 +142,10 @@ class Summary:
         return asdict(self)
 
 
-def _place(record: CallRecord) -> tuple[float, int, bool, int]:
-    """A notice comes first: the message that was generated after it has the same time."""
-    return record.created, record.step, not _noticed(record), int(record.decision.get("index", 0))
-
-
-def _noticed(record: CallRecord) -> bool:
-    return bool(record.decision.get("action") == Action.NOTICE)
-
-
 def _evidence(records: Sequence[CallRecord], record: CallRecord) -> Evidence:
-    # A call in the history stands in a message of its own, so its step is a smaller one.
-    executed = [r for r in records if passed(r) and r.step < record.step and _place(r) < _place(record)]
-    together = [
-        r for r in records if (r.created, r.step) == (record.created, record.step) and r is not record
-    ]
-    siblings = [r for r in together if _noticed(r) == _noticed(record)]
-    noticed = [r for r in together if _noticed(r) and not _noticed(record)]
+    executed = [r for r in records if r.passed and turn(r) < turn(record)]
+    siblings = together(record, records)
+    noticed = noticed_before(record, records)
     call = _call(record)
     history = [_executed(r) for r in executed]
     probes = [r.probe_before for r in executed if r.probe_before is not None]
@@ -189,7 +155,7 @@ def _evidence(records: Sequence[CallRecord], record: CallRecord) -> Evidence:
         effect=_effect(record),
         history=(*_as_the_rules_saw_it(call, history, record), *(_pending(r) for r in siblings)),
         withheld=frozenset(_call(r).signature for r in noticed),
-        step=int(_figure(figures.get("step"), record.step)),
+        step=record.evidence_step,
         segment_entropy=figures.get("segment_entropy", record.entropy_before),
         decision_entropy=figures.get("decision_entropy"),
         decision_margin=figures.get("decision_margin"),
@@ -199,6 +165,7 @@ def _evidence(records: Sequence[CallRecord], record: CallRecord) -> Evidence:
         last=executed[-1] if executed else None,
         model=record.model,
         schema=record.schema,
+        signals=figures or None,
     )
 
 
@@ -219,7 +186,7 @@ def _fate(policy: Policy, record: CallRecord, known: Evidence) -> tuple[Fate, Re
 def _call(record: CallRecord) -> ToolCall:
     """The signature stands in the place of the arguments: it may be a digest, and all that counts is whether
     two are equal."""
-    return ToolCall(record.call_id, int(record.decision.get("index", 0)), record.tool, record.signature)
+    return ToolCall(record.call_id, record.index, record.tool, record.signature)
 
 
 def _effect(record: CallRecord) -> ToolEffect:
@@ -262,10 +229,6 @@ def _spoken(probe: ProbeAnswer | None) -> ProbeAnswer | None:
 _SILENCE = ProbeAnswer("", True, 0.0, 0.0, 0.0, 0.0, 0, 0)
 
 
-def _figure(value: float | None, otherwise: float) -> float:
-    return otherwise if value is None else value
-
-
 def _harm_of_first(conversation: Sequence[Hindsight]) -> Iterable[bool | None]:
     """The harm of the first crossing, where there is one; None also where an unknown call comes before it."""
     sure = True
@@ -281,4 +244,4 @@ def _saved(conversation: Sequence[Hindsight]) -> tuple[int, int]:
     place = next((place for place, call in enumerate(conversation) if call.first), None)
     if place is None:
         return 0, 0
-    return int(passed(conversation[place].record)), sum(passed(c.record) for c in conversation[place:])
+    return int(conversation[place].record.passed), sum(c.record.passed for c in conversation[place:])

@@ -7,8 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from governor.decision import Action
-from governor.hindsight import passed
+from governor.conversations import in_order
 from governor.overview import would_withhold
 from governor.probe import ProbeAnswer
 from governor.records import CallRecord
@@ -30,7 +29,7 @@ def inspection(
             "created": moment,
             "step": found[0].step if found else said[moment].turn,
             "entropy": found[0].entropy_before if found else None,
-            "calls": [_call(record, keep_text) for record in sorted(found, key=_index)],
+            "calls": [_call(record, keep_text) for record in in_order(found)],
             "transcript": _transcript(said.get(moment)),
         }
         for moment, found in sorted(by_turn.items())
@@ -44,7 +43,7 @@ def counterfactual(record: CallRecord) -> str:
     Only the call itself is judged: what came after it would have been another conversation.
     """
     changed = record.answer_changed
-    if not passed(record):
+    if not record.passed:
         return (
             "What its result would have been worth is not known: it was never made. The holdout and "
             "exploration tell that of calls like it."
@@ -66,11 +65,6 @@ def counterfactual(record: CallRecord) -> str:
     )
 
 
-def _index(record: CallRecord) -> tuple[bool, int]:
-    """A notice comes first: what was generated after it has the same time."""
-    return record.decision.get("action") != Action.NOTICE, int(record.decision.get("index", 0))
-
-
 def _call(record: CallRecord, keep_text: bool) -> dict[str, Any]:
     shown = record.as_dict(keep_text=keep_text)
     return {
@@ -79,7 +73,7 @@ def _call(record: CallRecord, keep_text: bool) -> dict[str, Any]:
         "gain": record.gain,
         "label": record.label,
         "answer_changed": record.answer_changed,
-        "passed": passed(record),
+        "passed": record.passed,
         "probe_before": _probe(record.probe_before, keep_text),
         "probe_after": _probe(record.probe_after, keep_text),
         "counterfactual": counterfactual(record),

@@ -7,7 +7,7 @@ from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from enum import Enum
 from functools import cached_property
-from typing import Any
+from typing import Any, Final
 
 from governor.calls import CallSignature, ToolCall, ToolEffect, schemas_of, tool_names
 from governor.conversation import ExecutedCall, executed_calls, pending_calls, step, withheld_signatures
@@ -23,15 +23,21 @@ from governor.turn import Turn
 
 
 class NoProbe(Enum):
-    """Why there is no probe to judge by: none was asked for yet, or it gave no answer, or upstream is known
-    to refuse it."""
+    """Why there is no probe to judge by: none was asked for yet, it gave no answer, none may be asked for, or
+    upstream is known to refuse it."""
 
     NOT_ASKED = "not_asked"
     FAILED = "failed"
+    NOT_ALLOWED = "not_allowed"
     REFUSED = "refused"
 
 
 ProbeState = ProbeAnswer | NoProbe
+
+_WITHOUT_PROBE: Final[Mapping[ProbeState, Reason]] = {
+    NoProbe.NOT_ALLOWED: Reason.NO_PROBE,
+    NoProbe.REFUSED: Reason.UPSTREAM_REFUSES,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +91,8 @@ class Judge:
     What the policy is never asked about: calls of tools that are not read-only, and calls that the model
     repeats after a notice. An exception in the policy lets the call pass and is kept in `errors`.
 
-    `known` are the records of the conversation's earlier calls, oldest first; `missing` are the signatures of
+    `known` are the records of the conversation's earlier calls, oldest first, as far as they are known by
+    now; `missing` are the signatures of
     those whose results a stub told the model to ask for again.
     """
 
@@ -94,12 +101,10 @@ class Judge:
     ) -> None:
         tools = body.get("tools") or ()
         self._messages: Sequence[Any] = body["messages"]
-        probes = [record.probe_before for record in known if record.probe_before]
         self._governance = governance
         self._tools = tools
         self._model = str(body.get("model") or "")
-        self._previous_probe = probes[-1] if probes else None
-        self._last = known[-1] if known else None
+        self.known = known
         self.missing: AbstractSet[CallSignature] = frozenset()
         self.catalog = governance.catalog.with_tools(tools)
         self.errors: list[Exception] = []
@@ -114,6 +119,15 @@ class Judge:
     def executed(self) -> tuple[ExecutedCall, ...]:
         """The calls of the client's history."""
         return executed_calls(self._messages, self.catalog)
+
+    @property
+    def model(self) -> str:
+        """The model that the client asks for."""
+        return self._model
+
+    def schema(self, tool: str) -> str:
+        """The fingerprint of a tool's description, "" if the request has none."""
+        return self._schemas.get(tool, "")
 
     @property
     def only_read_only(self) -> bool:
@@ -143,6 +157,7 @@ class Judge:
         # Only in what the governor itself said: a tool's result that reads like a notice unlocks nothing.
         withheld = withheld_signatures(added)
         steps = step([*self._messages, *added])
+        probes = [record.probe_before for record in self.known if record.probe_before]
         for place, call in enumerate(calls):
             effect = self.catalog.effect(call.name)
             siblings = pending_calls([*calls[:place], *calls[place + 1 :]], self.catalog)
@@ -157,10 +172,10 @@ class Judge:
                 decision_margin=measures.decision_margin,
                 argument_entropy=measures.arguments[place],
                 probe=probe if isinstance(probe, ProbeAnswer) else None,
-                previous_probe=self._previous_probe,
-                last=self._last,
+                previous_probe=probes[-1] if probes else None,
+                last=self.known[-1] if self.known else None,
                 model=self._model,
-                schema=self._schemas.get(call.name, ""),
+                schema=self.schema(call.name),
             )
             yield self._exempt(evidence) or self._by_policy(evidence, turn, probe)
 
@@ -185,8 +200,7 @@ class Judge:
             )
         if not turn.measured:
             return Proposal(evidence, False, Reason.NO_LOGPROBS, rule=rule)
-        if probe is NoProbe.REFUSED:
-            return Proposal(evidence, False, Reason.UPSTREAM_REFUSES, rule=rule)
-        if probe is not NoProbe.NOT_ASKED:
-            return Proposal(evidence, False, Reason.PROBE_FAILED, rule=rule)
-        return NEED_PROBE
+        if probe is NoProbe.NOT_ASKED:
+            return NEED_PROBE
+        reason = _WITHOUT_PROBE.get(probe, Reason.PROBE_FAILED)
+        return Proposal(evidence, False, reason, rule=rule)

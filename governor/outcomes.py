@@ -1,109 +1,151 @@
-"""What governing did to the outcomes: governed conversations against the holdout.
+"""What governing did to conversations: the governed ones against the holdout.
 
 The holdout is a share of the conversations, drawn by lottery, that is only observed. Both arms are judged by
 the conversations that proposed a call at all: nothing is governed before the first proposal, so this choice
 is the same in both, and the difference between them is the effect of governing. An arm is what the lottery
-said, also where no call was withheld in the end. Nothing here knows why a score is missing: where the arms
-differ in their share of scored conversations, ask that first.
+said, also where no call was withheld in the end.
 
-Methods. The score interval of a share of passes: E. B. Wilson (1927), JASA 22:209-212. The interval of a
-difference of two shares: method 10 of R. G. Newcombe (1998), Statistics in Medicine 17:873-890. The interval
-of a difference of two means: B. L. Welch (1947), Biometrika 34:28-35. Each holds for one look: who looks
-every day, and stops on the day that pleases, is less sure than these say.
+Conversations are compared whole: all turns from the first proposal on, the last one included, which calls
+nothing. One that is still under way has taken less than it will, and those of the holdout are under way for
+longer; to leave out just those that are under way would leave out the long ones. So the line is drawn by
+when a conversation began, which no arm has a say in: compared are those that began so long ago that the
+longest one would be over by now.
+
+Nothing here knows why a score is missing: where the arms differ in their share of scored conversations, ask
+that first. Each interval holds for one look: who looks every day, and stops on the day that pleases, is less
+sure than these say.
 """
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from math import atan, ceil, cos, exp, lgamma, pi, sqrt
-from statistics import NormalDist, fmean, variance
-from typing import Any
+from dataclasses import asdict, dataclass, replace
+from math import ceil, inf
+from typing import Any, Final
 
-from governor.decision import Action
+from governor.estimates import LEAST, LEVEL, Estimate, mean, mean_difference, share, share_difference
 from governor.experiment import Arm
-from governor.records import CallRecord
+from governor.prices import Prices
+from governor.turn_record import TurnRecord
 
-LEVEL = 0.95
 MARGIN = 0.01
 """The loss of score that the sentence speaks of: one point of a hundred."""
+ABANDONED_S = 600.0
+"""An agent that has not come back with results for so long is not waited for. One that does come back later
+is counted whole again."""
+MOST_LAG_S = 3600.0
+"""The comparison lags behind by no more than this, however long the longest conversation takes."""
 
 PASS_OR_FAIL = "Wilson's score interval; Newcombe's method 10 for the difference"
-MEANS = "Student's t interval; Welch's for the difference"
+MEANS = "skewness-corrected t interval; Welch's for the difference"
+
+MEASURES: Final = ("calls", "tokens", "own_tokens", "seconds", "money")
+"""What conversations are compared in, beside their score."""
 
 
 @dataclass(frozen=True, slots=True)
 class Conversation:
-    """One conversation that proposed a call. `score` is in [0, 1], None where nobody told it; `calls` counts
-    those that reached the agent, `tokens` what the governor's own probes took."""
+    """One conversation that proposed a call, as a whole.
+
+    `score` is in [0, 1], None where nobody told it. `calls` counts those that reached the agent, `tokens` the
+    prompt and completion tokens that upstream counted for the client's requests, `own_tokens` those of the
+    governor's own. `seconds` is the time that the user waited: for each message, and for the agent's tools
+    between two of them. `money` is the price of all tokens and calls. None where nobody counted.
+    """
 
     arm: str
     score: float | None
-    calls: int
-    tokens: int = 0
+    calls: float
+    tokens: float | None = None
+    own_tokens: float = 0.0
+    seconds: float | None = None
+    money: float | None = None
 
     @classmethod
-    def of(cls, records: Sequence[CallRecord], score: float | None) -> Conversation:
-        """From the records of one conversation, oldest first. Its arm is that of its first call: a change of
+    def of(cls, turns: Sequence[TurnRecord], score: float | None, prices: Prices) -> Conversation:
+        """From the turns of one conversation, oldest first. Its arm is that of its first turn: a change of
         mode in the middle must not move it to the side that suits its course.
 
-        Raises ValueError without records.
+        Raises ValueError without turns.
         """
-        if not records:
-            raise ValueError("a conversation without a call is in no arm")
-        # All records of one turn carry the tokens of the whole turn.
-        turns = {record.step: sum(record.usage.values()) for record in records}
-        passed = sum(record.decision["action"] == Action.PASS for record in records)
-        return cls(records[0].arm, score, passed, sum(turns.values()))
+        if not turns:
+            raise ValueError("a conversation without turns is in no arm")
+        calls = [(tool, many) for turn in turns for tool, many in turn.delivered.items()]
+        own = [_pair(turn.own_usage) for turn in turns]
+        known = all(turn.usage for turn in turns)
+        spent = [_pair(turn.usage) for turn in turns]
+        prompt, completion = (sum(pair[place] for pair in [*spent, *own]) for place in (0, 1))
+        money = prices.of_tokens(prompt, completion) + sum(
+            many * prices.of_call(tool) for tool, many in calls
+        )
+        return cls(
+            arm=turns[0].arm,
+            score=score,
+            calls=float(sum(many for _, many in calls)),
+            tokens=float(sum(map(sum, spent))) if known else None,
+            own_tokens=float(sum(map(sum, own))),
+            seconds=_seconds(turns),
+            money=money if prices.of_anything and (known or not prices.of_any_token) else None,
+        )
+
+    def measure(self, name: str) -> float | None:
+        """Its value in one of `MEASURES`."""
+        value: float | None = getattr(self, name)
+        return value
+
+
+def _pair(usage: Mapping[str, int]) -> tuple[int, int]:
+    return usage.get("prompt_tokens", 0), usage.get("completion_tokens", 0)
+
+
+def _seconds(turns: Sequence[TurnRecord]) -> float:
+    """The waits for messages, and between a message with calls and the request that follows it."""
+    tools = sum(
+        max(0.0, after.arrived - before.ended)
+        for before, after in zip(turns, turns[1:], strict=False)
+        if before.expects_results
+    )
+    return tools + sum(turn.seconds for turn in turns)
 
 
 @dataclass(frozen=True, slots=True)
-class Estimate:
-    """A value and its 95% interval; the ends are None where the data allow none."""
+class Compared:
+    """The conversations to compare, by name; `under_way` others may still be so, and of `cut` ones the first
+    turns are forgotten."""
 
-    value: float
-    low: float | None = None
-    high: float | None = None
+    conversations: Mapping[str, Sequence[TurnRecord]]
+    under_way: int = 0
+    cut: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class Sample:
-    """Values of which the number, the mean and the variance are known; at least one."""
+def comparable(turns: Iterable[TurnRecord], now: float, since: float = -inf, until: float = inf) -> Compared:
+    """The conversations that proposed a call, began between `since` and `until`, and can be compared at
+    `now`, each with its turns, oldest first; whatever the order of `turns`."""
+    found: defaultdict[str, list[TurnRecord]] = defaultdict(list)
+    for turn in turns:
+        found[turn.conversation].append(turn)
+    whole: dict[str, list[TurnRecord]] = {}
+    cut = 0
+    for name, talk in found.items():
+        talk.sort(key=lambda turn: turn.created)
+        if talk[0].created > min(turn.begun for turn in talk):
+            cut += 1
+        elif any(turn.proposed for turn in talk) and since <= talk[0].created <= until:
+            whole[name] = talk
+    longest = max((_until_first_answer(talk, now) for talk in whole.values()), default=0.0)
+    line = now - min(longest, MOST_LAG_S)
+    over = {name: talk for name, talk in whole.items() if talk[0].created < line}
+    return Compared(over, len(whole) - len(over), cut)
 
-    count: int
-    mean: float
-    variance: float
 
-    @classmethod
-    def of(cls, values: Sequence[float]) -> Sample | None:
-        """None without values."""
-        if not values:
-            return None
-        return cls(len(values), fmean(values), variance(values) if len(values) > 1 else 0.0)
-
-    def estimate(self) -> Estimate:
-        """The mean, with Student's t interval. There is none where all values are the same, which says
-        nothing of their spread."""
-        squared_error = self.variance / self.count
-        if squared_error == 0:
-            return Estimate(self.mean)
-        half = t_quantile((1 + LEVEL) / 2, self.count - 1) * sqrt(squared_error)
-        return Estimate(self.mean, self.mean - half, self.mean + half)
-
-    def minus(self, other: Sample) -> Estimate:
-        """The difference of the means, with Welch's interval. There is none where one has a single value, or
-        where neither varies."""
-        value = self.mean - other.mean
-        if min(self.count, other.count) < 2:
-            return Estimate(value)
-        one, two = self.variance / self.count, other.variance / other.count
-        if one + two == 0:
-            return Estimate(value)
-        # Welch's formula in parts of the whole, where the squares of tiny variances do not vanish.
-        part = one / (one + two)
-        freedom = 1 / (part**2 / (self.count - 1) + (1 - part) ** 2 / (other.count - 1))
-        half = t_quantile((1 + LEVEL) / 2, freedom) * sqrt(one + two)
-        return Estimate(value, value - half, value + half)
+def _until_first_answer(turns: Sequence[TurnRecord], now: float) -> float:
+    """How many seconds a conversation took until its first answer, or has taken so far; 0 where the agent is
+    not expected to come back for it."""
+    answered = next((turn.ended for turn in turns if not turn.expects_results), None)
+    if answered is None:
+        answered = now if now - turns[-1].ended < ABANDONED_S else turns[0].created
+    return answered - turns[0].created
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,30 +155,41 @@ class ArmSummary:
     conversations: int
     scored: int
     score: Estimate | None
-    calls: Estimate | None
-    tokens: Estimate | None
+    calls: Estimate | None = None
+    tokens: Estimate | None = None
+    own_tokens: Estimate | None = None
+    seconds: Estimate | None = None
+    money: Estimate | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Effect:
-    """The arms, and governed minus holdout in score, calls and tokens a conversation. A difference is None
-    where an arm has no value. `method` says how the intervals of the scores were made."""
+    """The arms, and governed minus holdout a conversation. A difference is None where an arm has no value.
+    `method` says how the intervals of the scores were made; `under_way` and `cut` are those of `Compared`,
+    and `scored_without_calls` counts the scored conversations of which no turn is known: they proposed no
+    call, or their name is wrong."""
 
     governed: ArmSummary
     holdout: ArmSummary
     observed: ArmSummary
     score: Estimate | None
-    calls: Estimate | None
-    tokens: Estimate | None
-    method: str
+    calls: Estimate | None = None
+    tokens: Estimate | None = None
+    own_tokens: Estimate | None = None
+    seconds: Estimate | None = None
+    money: Estimate | None = None
+    method: str = MEANS
+    under_way: int = 0
+    cut: int = 0
+    scored_without_calls: int = 0
 
     def as_dict(self) -> dict[str, Any]:
         """JSON-ready, with the sentence."""
-        return {**asdict(self), "level": LEVEL, "sentence": self.sentence()}
+        return {**asdict(self), "level": LEVEL, "least": LEAST, "sentence": self.sentence()}
 
     def sentence(self) -> str:
         """What it means, for a reader who will not look at the figures."""
-        return " ".join(part for part in (self._of_scores(), self._of_calls()) if part)
+        return " ".join(part for part in (self._of_scores(), self._of_costs()) if part)
 
     def more_needed(self) -> int | None:
         """How many more scored conversations, split over the arms as now, would exclude a loss of `MARGIN` if
@@ -149,6 +202,19 @@ class Effect:
         now = self.governed.scored + self.holdout.scored
         half = (self.score.high - self.score.low) / 2
         return max(1, ceil(now * ((half / MARGIN) ** 2 - 1)))
+
+    def saved(self) -> dict[str, dict[str, Any]]:
+        """By measure, JSON-ready: the means of the arms, `difference` (governed minus holdout, a
+        conversation), and `saved` by all governed conversations together."""
+        many = self.governed.conversations
+        return {
+            measure: {
+                **{arm: _plain(getattr(getattr(self, arm), measure)) for arm in ARMS},
+                "difference": _plain(getattr(self, measure)),
+                "saved": _plain(change.times(-many) if (change := getattr(self, measure)) else None),
+            }
+            for measure in MEASURES
+        }
 
     def _of_scores(self) -> str:
         score = self.score
@@ -173,46 +239,86 @@ class Effect:
         more = float(f"{self.more_needed() or 0:.2g}")
         return f"no harm is shown; about {more:,.0f} more would be needed to exclude a loss of one point"
 
-    def _of_calls(self) -> str:
-        calls = self.calls
-        if calls is None:
+    def _of_costs(self) -> str:
+        """Without an interval a difference is the luck of a few conversations, and is not told."""
+        if self.calls is None:
             return ""
-        than = "fewer" if calls.value < 0 else "more"
-        many = f"{abs(calls.value):.2f} calls {than}" if round(calls.value, 2) else "as many calls"
-        said = f"A governed conversation made {many}"
-        if calls.low is None or calls.high is None:
-            return f"{said}."
-        return f"{said} (95% interval {calls.low:+.2f} to {calls.high:+.2f})."
+        if self.calls.low is None and min(self.governed.conversations, self.holdout.conversations) < LEAST:
+            return (
+                f"What governing saved needs at least {LEAST} conversations in each arm:"
+                f" {self.governed.conversations:,} governed and {self.holdout.conversations:,} of the holdout"
+                " are over."
+            )
+        said = [
+            text
+            for change, form, what in (
+                (self.calls, "{:.2f}", "calls"),
+                (self.tokens, "{:,.0f}", "tokens"),
+                (self.seconds, "{:.2f}", "seconds"),
+            )
+            if (text := _change(change, form, what))
+        ]
+        own = self.own_tokens.value if self.own_tokens else 0.0
+        beside = f", and {own:,.0f} tokens more for the governor's own requests" if own >= 0.5 else ""
+        return f"Beside one held out, a governed conversation took {', '.join(said)}{beside}."
+
+
+ARMS: Final = tuple(arm.value for arm in Arm)
 
 
 def effect(conversations: Iterable[Conversation]) -> Effect:
     """The effect of governing. The scores are compared as shares if every one of them is 0 or 1, else as
     means."""
-    by_arm: dict[str, list[Conversation]] = {Arm.GOVERNED: [], Arm.HOLDOUT: [], Arm.OBSERVED: []}
+    by_arm: dict[str, list[Conversation]] = {arm: [] for arm in ARMS}
     for conversation in conversations:
         by_arm.setdefault(conversation.arm, []).append(conversation)
     scores = {arm: [each.score for each in found if each.score is not None] for arm, found in by_arm.items()}
-    calls = {arm: [float(each.calls) for each in found] for arm, found in by_arm.items()}
-    tokens = {arm: [float(each.tokens) for each in found] for arm, found in by_arm.items()}
     compared = Scores.of(scores)
-
-    def summary(arm: str) -> ArmSummary:
-        return ArmSummary(
+    values = {
+        arm: {name: [v for each in found if (v := each.measure(name)) is not None] for name in MEASURES}
+        for arm, found in by_arm.items()
+    }
+    summaries = {
+        arm: ArmSummary(
             conversations=len(by_arm[arm]),
             scored=len(scores[arm]),
             score=compared.estimates[arm],
-            calls=mean(calls[arm]),
-            tokens=mean(tokens[arm]),
+            **{name: mean(values[arm][name]) for name in MEASURES},
         )
-
+        for arm in ARMS
+    }
+    differences: dict[str, Any] = {
+        name: mean_difference(values[Arm.GOVERNED][name], values[Arm.HOLDOUT][name]) for name in MEASURES
+    }
     return Effect(
-        governed=summary(Arm.GOVERNED),
-        holdout=summary(Arm.HOLDOUT),
-        observed=summary(Arm.OBSERVED),
+        governed=summaries[Arm.GOVERNED],
+        holdout=summaries[Arm.HOLDOUT],
+        observed=summaries[Arm.OBSERVED],
         score=compared.difference,
-        calls=mean_difference(calls[Arm.GOVERNED], calls[Arm.HOLDOUT]),
-        tokens=mean_difference(tokens[Arm.GOVERNED], tokens[Arm.HOLDOUT]),
         method=compared.method,
+        **differences,
+    )
+
+
+def effect_of(
+    turns: Sequence[TurnRecord],
+    scores: Mapping[str, float],
+    prices: Prices,
+    now: float,
+    since: float = -inf,
+    until: float = inf,
+) -> Effect:
+    """The effect of governing on what was recorded of the conversations that began between `since` and
+    `until`, as it is known at `now`; `scores` are by conversation."""
+    compared = comparable(turns, now, since, until)
+    found = effect(
+        Conversation.of(talk, scores.get(name), prices) for name, talk in compared.conversations.items()
+    )
+    return replace(
+        found,
+        under_way=compared.under_way,
+        cut=compared.cut,
+        scored_without_calls=len(scores.keys() - {turn.conversation for turn in turns}),
     )
 
 
@@ -237,82 +343,6 @@ class Scores:
         )
 
 
-def share(values: Sequence[float]) -> Estimate | None:
-    """The share of ones among zeros and ones, with Wilson's score interval; None without values.
-
-    >>> share([1.0] * 81 + [0.0] * 182)
-    Estimate(value=0.307..., low=0.255..., high=0.366...)
-    """
-    if not values:
-        return None
-    count, value, z = len(values), fmean(values), NormalDist().inv_cdf((1 + LEVEL) / 2)
-    middle = value + z * z / (2 * count)
-    half = z * sqrt(value * (1 - value) / count + z * z / (4 * count * count))
-    scale = 1 + z * z / count
-    # Rounding must not put the end of an interval beyond the value itself, at 0 and at 1.
-    return Estimate(value, min(value, (middle - half) / scale), max(value, (middle + half) / scale))
-
-
-def share_difference(first: Sequence[float], second: Sequence[float]) -> Estimate | None:
-    """Share of ones in the first minus that in the second, with Newcombe's interval; None where one is empty.
-
-    Newcombe's own example, 56 of 70 against 48 of 80:
-
-    >>> share_difference([1.0] * 56 + [0.0] * 14, [1.0] * 48 + [0.0] * 32)
-    Estimate(value=0.2..., low=0.052..., high=0.333...)
-    """
-    one, other = share(first), share(second)
-    if one is None or other is None:
-        return None
-    below_one, above_one = _ends(one)
-    below_other, above_other = _ends(other)
-    value = one.value - other.value
-    low = value - sqrt((one.value - below_one) ** 2 + (above_other - other.value) ** 2)
-    high = value + sqrt((above_one - one.value) ** 2 + (other.value - below_other) ** 2)
-    return Estimate(value, low, high)
-
-
-def mean(values: Sequence[float]) -> Estimate | None:
-    """The mean, with its interval by `Sample.estimate`; None without values."""
-    sample = Sample.of(values)
-    return None if sample is None else sample.estimate()
-
-
-def mean_difference(first: Sequence[float], second: Sequence[float]) -> Estimate | None:
-    """Mean of the first minus that of the second, with its interval by `Sample.minus`; None where one is
-    empty."""
-    one, other = Sample.of(first), Sample.of(second)
-    return None if one is None or other is None else one.minus(other)
-
-
-def t_quantile(p: float, freedom: float) -> float:
-    """The quantile of Student's t, for p in (0.5, 1) and `freedom` of at least 1, good to six figures.
-
-    By bisection of its distribution function, which is integrated with Simpson's rule after the substitution
-    t = sqrt(freedom) tan(angle), which makes the density a power of a cosine.
-
-    >>> round(t_quantile(0.975, 1), 3), round(t_quantile(0.975, 10), 3), round(t_quantile(0.975, 1e6), 3)
-    (12.706, 2.228, 1.96)
-    """
-    low = NormalDist().inv_cdf(p)
-    high = 2 * low
-    while _t_between(high, freedom) < p - 0.5:
-        low, high = high, 2 * high
-    while high - low > 1e-8 * high:
-        middle = (low + high) / 2
-        low, high = (middle, high) if _t_between(middle, freedom) < p - 0.5 else (low, middle)
-    return (low + high) / 2
-
-
-def _t_between(t: float, freedom: float, intervals: int = 32) -> float:
-    """The probability of (0, t)."""
-    width = atan(t / sqrt(freedom)) / intervals
-    heights: list[float] = [cos(i * width) ** (freedom - 1) for i in range(intervals + 1)]
-    area = width / 3 * (heights[0] + 4 * sum(heights[1::2]) + 2 * sum(heights[2:-1:2]) + heights[-1])
-    factor = exp(lgamma((freedom + 1) / 2) - lgamma(freedom / 2)) / sqrt(pi)
-    return area * factor
-
-
 def _mean_score(values: Sequence[float]) -> Estimate | None:
     return _clipped(mean(values), 0.0)
 
@@ -328,13 +358,24 @@ def _clipped(estimate: Estimate | None, least: float) -> Estimate | None:
     return Estimate(estimate.value, max(least, estimate.low), min(1.0, estimate.high))
 
 
-def _ends(estimate: Estimate) -> tuple[float, float]:
-    assert estimate.low is not None
-    assert estimate.high is not None
-    return estimate.low, estimate.high
-
-
 def _points(difference: float) -> str:
     if round(100 * difference, 1) == 0:
         return "the same as"
     return f"{abs(100 * difference):.1f} points {'lower' if difference < 0 else 'higher'} than"
+
+
+def _change(change: Estimate | None, form: str, what: str) -> str:
+    """ "1.50 calls fewer (95% interval -2.03 to -0.97)"; "" where there is no interval."""
+    if change is None:
+        return ""
+    many = form.format(abs(change.value))
+    than = "fewer" if change.value < 0 else "more"
+    said = f"{many} {what} {than}" if many.strip("0.") else f"as many {what}"
+    if change.low is None or change.high is None:
+        return said
+    ends = " to ".join(form.replace(":", ":+").format(end) for end in (change.low, change.high))
+    return f"{said} (95% interval {ends})"
+
+
+def _plain(estimate: Estimate | None) -> dict[str, Any] | None:
+    return None if estimate is None else asdict(estimate)

@@ -1,8 +1,7 @@
 """The records of a store in figures, kept up to date as records come, change and go.
 
 What a call adds to the sums is taken away again when its record changes or is forgotten, so that an update
-costs what has changed, and not what is kept. A conversation is compared as a whole: its arm is that of its
-first call, as in `governor.outcomes`.
+costs what has changed, and not what is kept. Conversations are compared by `governor.outcomes`.
 """
 
 from __future__ import annotations
@@ -10,16 +9,17 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any, Final
 
+from governor.conversations import in_order
 from governor.decision import Action
 from governor.experiment import Arm
-from governor.hindsight import passed
 from governor.labels import Label
-from governor.outcomes import ArmSummary, Effect, Estimate, Sample, Scores
+from governor.outcomes import effect, effect_of
 from governor.prices import Prices
-from governor.records import CallRecord
+from governor.records import CallRecord, Key
+from governor.turn_record import TurnRecord
 
 REDUCTIONS: Final = tuple(edge / 10 for edge in range(-15, 16))
 """Edges, in nats, between the columns of a distribution of entropy reductions; one more on either side."""
@@ -29,18 +29,15 @@ OTHERS: Final = "all other tools"
 STEPS_S: Final = (1, 5, 15, 60, 300, 900, 3600, 6 * 3600, 24 * 3600, 7 * 24 * 3600)
 """Lengths of a column of time that people count in."""
 
-Key = tuple[str, str]
-"""Conversation and call."""
-
 
 def withheld(records: Iterable[CallRecord]) -> int:
     """How many calls did not reach the agent."""
-    return sum(not passed(record) for record in records)
+    return sum(not record.passed for record in records)
 
 
 def would_withhold(record: CallRecord) -> bool:
     """Whether a call passed though the policy speaks against it: observed, held out or explored."""
-    return passed(record) and record.decision.get("proposed", Action.PASS) != Action.PASS
+    return record.passed and record.decision.get("proposed", Action.PASS) != Action.PASS
 
 
 def step_of(first: float, last: float, most: int, steps: Sequence[int] = STEPS_S) -> int:
@@ -76,7 +73,7 @@ class Tally:
         """Count a call, or with -1 take it back."""
         self.calls += times
         self.governed += times * (record.arm == Arm.GOVERNED)
-        self.withheld += times * (not passed(record))
+        self.withheld += times * (not record.passed)
         self.spared += times * would_withhold(record)
         self.explored += times * record.explored
         self.pruned += times * bool(record.stub)
@@ -122,84 +119,17 @@ class Tally:
         }
 
 
-@dataclass(frozen=True, slots=True)
-class Course:
-    """What one conversation took, as far as its calls tell. None where nobody counted.
-
-    `calls` reached the agent. `own_tokens` are those of the governor's probes; `tokens` those of the turns
-    that proposed a call, by upstream's count, with the governor's. `seconds` go from the request whose answer
-    proposed a call to the request that brought its result: the tool, the agent, and the generation. `money`
-    is for tokens and calls together.
-    """
-
-    calls: float
-    own_tokens: float
-    tokens: float | None
-    seconds: float | None
-    money: float | None
-
-    @classmethod
-    def of(cls, records: Sequence[CallRecord], prices: Prices) -> Course:
-        """From the records of one conversation."""
-        reached = [record for record in records if passed(record)]
-        # All records of one turn carry the tokens of the whole turn.
-        turns = {(record.step, record.created): record for record in records}.values()
-        own = [_pair(record.usage) for record in turns]
-        known = all(record.turn_usage for record in turns)
-        spent = [*own, *(_pair(record.turn_usage) for record in turns)]
-        prompt, completion = (sum(pair[place] for pair in spent) for place in (0, 1))
-        waits = {record.step: record.returned - record.created for record in reached if record.returned}
-        back = all(record.returned is not None for record in reached)
-        money = prices.of_tokens(prompt, completion) + sum(prices.of_call(record.tool) for record in reached)
-        return cls(
-            calls=float(len(reached)),
-            own_tokens=float(sum(map(sum, own))),
-            tokens=float(prompt + completion) if known else None,
-            seconds=sum(waits.values()) if back else None,
-            money=money if prices.of_anything and (known or not prices.of_any_token) else None,
-        )
-
-
-MEASURES: Final = ("calls", "own_tokens", "tokens", "seconds", "money")
-
-
-@dataclass(slots=True)
-class Sums:
-    """The values of one measure in one arm."""
-
-    count: int = 0
-    total: float = 0.0
-    squares: float = 0.0
-
-    def add(self, value: float, times: int = 1) -> None:
-        """Count a value, or with -1 take it back."""
-        self.count += times
-        self.total += times * value
-        self.squares += times * value * value
-
-    def sample(self) -> Sample | None:
-        """None without values."""
-        if self.count < 1:
-            return None
-        mean = self.total / self.count
-        left = self.squares - self.total * mean
-        # What remains of equal values is rounding.
-        spread = left / (self.count - 1) if self.count > 1 and left > 1e-9 * self.squares else 0.0
-        return Sample(self.count, mean, spread)
-
-
 @dataclass(slots=True)
 class Talk:
-    """A conversation: its calls by id, and what it adds to the sums of its arm."""
+    """A conversation: its calls, and its arm."""
 
-    calls: dict[str, CallRecord] = field(default_factory=dict)
+    calls: dict[Key, CallRecord] = field(default_factory=dict)
     arm: str = ""
-    course: Course | None = None
 
     @property
-    def records(self) -> list[CallRecord]:
+    def records(self) -> Sequence[CallRecord]:
         """Oldest first."""
-        return sorted(self.calls.values(), key=lambda record: (record.created, record.step))
+        return in_order(self.calls.values())
 
 
 class Overview:
@@ -207,16 +137,13 @@ class Overview:
 
     def __init__(self, prices: Prices | None = None) -> None:
         self.prices = prices or Prices()
+        self.effect = effect(())
         self.total = Tally()
         self.tools: dict[str, Tally] = {}
         self.talks: dict[str, Talk] = {}
         self._records: dict[Key, CallRecord] = {}
         self._seconds: dict[int, list[int]] = {}
-        self._arms: dict[str, dict[str, Sums]] = {}
-        self._conversations: Counter[str] = Counter()
         self._scores: Mapping[str, float] = {}
-        self._compared = Scores.of({})
-        self._scored: Counter[str] = Counter()
 
     def __len__(self) -> int:
         return len(self._records)
@@ -228,7 +155,7 @@ class Overview:
 
     def update(self, records: Iterable[CallRecord]) -> int:
         """Take in what is kept now, all of it: how many records are new, others, or gone."""
-        fresh = {(record.conversation, record.call_id): record for record in records}
+        fresh = {record.key: record for record in records}
         known = self._records
         changed = [(key, record) for key, record in fresh.items() if known.get(key) is not record]
         gone = known.keys() - fresh.keys() if len(known) + len(changed) != len(fresh) else set()
@@ -245,58 +172,14 @@ class Overview:
             self._settle(conversation)
         return len(changed) + len(gone)
 
-    def score(self, scores: Mapping[str, float]) -> None:
-        """Take in how conversations ended."""
+    def compare(self, turns: Sequence[TurnRecord], scores: Mapping[str, float], now: float) -> None:
+        """Take in what conversations took, and how they ended."""
         self._scores = scores
-        by_arm: dict[str, list[float]] = {arm.value: [] for arm in Arm}
-        for conversation, value in scores.items():
-            if (talk := self.talks.get(conversation)) is not None:
-                by_arm.setdefault(talk.arm, []).append(value)
-        self._scored = Counter({arm: len(found) for arm, found in by_arm.items()})
-        self._compared = Scores.of(by_arm)
+        self.effect = effect_of(turns, scores, self.prices, now)
 
     def score_of(self, conversation: str) -> float | None:
         """How a conversation ended, None where nobody told it."""
         return self._scores.get(conversation)
-
-    def effect(self) -> Effect:
-        """Governed conversations against the holdout, as `governor.outcomes.effect` has it."""
-
-        def summary(arm: str) -> ArmSummary:
-            return ArmSummary(
-                conversations=self._conversations[arm],
-                scored=self._scored[arm],
-                score=self._compared.estimates.get(arm),
-                calls=self._estimate(arm, "calls"),
-                tokens=self._estimate(arm, "own_tokens"),
-            )
-
-        return Effect(
-            governed=summary(Arm.GOVERNED),
-            holdout=summary(Arm.HOLDOUT),
-            observed=summary(Arm.OBSERVED),
-            score=self._compared.difference,
-            calls=self._difference("calls"),
-            tokens=self._difference("own_tokens"),
-            method=self._compared.method,
-        )
-
-    def saved(self) -> dict[str, dict[str, Any]]:
-        """What governing saved, by measure, JSON-ready: the means of the arms, `difference` (governed minus
-        holdout, a conversation), and `saved` by all governed conversations together, with their intervals.
-        """
-        many = self._conversations[Arm.GOVERNED]
-        found = {}
-        for measure in MEASURES:
-            difference = self._difference(measure)
-            found[measure] = {
-                "governed": _plain(self._estimate(Arm.GOVERNED, measure)),
-                "holdout": _plain(self._estimate(Arm.HOLDOUT, measure)),
-                "observed": _plain(self._estimate(Arm.OBSERVED, measure)),
-                "difference": _plain(difference),
-                "saved": _plain(_times(difference, -many)),
-            }
-        return found
 
     def over_time(self, most: int = 90) -> dict[str, Any]:
         """Calls in columns of time, at most `most`, JSON-ready: the first moments (seconds), the step, and
@@ -337,12 +220,12 @@ class Overview:
         self._records[key] = record
         self._count(record, 1)
         talk = self.talks.pop(key[0], None) or Talk()
-        talk.calls[key[1]] = record
+        talk.calls[key] = record
         self.talks[key[0]] = talk
 
     def _forget(self, key: Key) -> None:
         self._count(self._records.pop(key), -1)
-        del self.talks[key[0]].calls[key[1]]
+        del self.talks[key[0]].calls[key]
 
     def _count(self, record: CallRecord, times: int) -> None:
         self.total.add(record, times)
@@ -352,53 +235,14 @@ class Overview:
             del self.tools[record.tool]
         second = int(record.created)
         counts = self._seconds.setdefault(second, [0, 0])
-        counts[not passed(record)] += times
+        counts[not record.passed] += times
         if not any(counts):
             del self._seconds[second]
 
     def _settle(self, conversation: str) -> None:
-        """Count the conversation anew, now that its calls are others."""
+        """Put the conversation in its arm, now that its calls are others."""
         talk = self.talks[conversation]
-        if talk.course is not None:
-            self._weigh(talk, -1)
-        if not talk.calls:
+        if talk.calls:
+            talk.arm = talk.records[0].arm
+        else:
             del self.talks[conversation]
-            return
-        records = talk.records
-        talk.arm, talk.course = records[0].arm, Course.of(records, self.prices)
-        self._weigh(talk, 1)
-
-    def _weigh(self, talk: Talk, times: int) -> None:
-        self._conversations[talk.arm] += times
-        sums = self._arms.setdefault(talk.arm, {measure: Sums() for measure in MEASURES})
-        for measure in MEASURES:
-            if (value := getattr(talk.course, measure)) is not None:
-                sums[measure].add(value, times)
-
-    def _sample(self, arm: str, measure: str) -> Sample | None:
-        return self._arms[arm][measure].sample() if arm in self._arms else None
-
-    def _estimate(self, arm: str, measure: str) -> Estimate | None:
-        sample = self._sample(arm, measure)
-        return None if sample is None else sample.estimate()
-
-    def _difference(self, measure: str) -> Estimate | None:
-        governed, holdout = (self._sample(arm, measure) for arm in (Arm.GOVERNED, Arm.HOLDOUT))
-        return None if governed is None or holdout is None else governed.minus(holdout)
-
-
-def _pair(usage: Mapping[str, int]) -> tuple[int, int]:
-    return usage.get("prompt_tokens", 0), usage.get("completion_tokens", 0)
-
-
-def _plain(estimate: Estimate | None) -> dict[str, Any] | None:
-    return None if estimate is None else asdict(estimate)
-
-
-def _times(estimate: Estimate | None, factor: float) -> Estimate | None:
-    """A factor below 0 turns the interval round."""
-    if estimate is None:
-        return None
-    ends = sorted(factor * end for end in (estimate.low, estimate.high) if end is not None)
-    low, high = ends if len(ends) == 2 else (None, None)
-    return Estimate(factor * estimate.value, low, high)

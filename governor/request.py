@@ -150,25 +150,3 @@ def _only_logprobs(choice: Any) -> bool:
         and choice.get("finish_reason") is None
         and bool(choice.get("logprobs"))
     )
-
-
-def result_ids(body: Json) -> tuple[str, ...]:
-    """The ids of the calls whose results the request's history holds, each once, in the order of their last
-    results."""
-    newest_first = (
-        message["tool_call_id"]
-        for message in reversed(body["messages"])
-        if message.get("role") == "tool" and isinstance(message.get("tool_call_id"), str)
-    )
-    return tuple(reversed(dict.fromkeys(newest_first)))
-
-
-def fresh_result_ids(body: Json) -> frozenset[str]:
-    """The ids of the calls whose results came with this request: those after the last assistant message."""
-    fresh: set[str] = set()
-    for message in reversed(body["messages"]):
-        if message.get("role") == "assistant":
-            break
-        if message.get("role") == "tool" and isinstance(message.get("tool_call_id"), str):
-            fresh.add(message["tool_call_id"])
-    return frozenset(fresh)

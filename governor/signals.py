@@ -43,7 +43,11 @@ SIGNALS: Final = (
 
 def signals(evidence: Evidence, rule: str) -> dict[str, float | None]:
     """The signals of `evidence`; those of the probe are None without one. `rule` is the reason of the rule
-    that speaks against the call, "" if none does."""
+    that speaks against the call, "" if none does.
+
+    In hindsight they are those that were recorded, so that a gate scores a call as its certificate did."""
+    if evidence.signals is not None:
+        return dict(evidence.signals)
     probe, before = evidence.probe, evidence.previous_probe
     last = evidence.last
     same = None if probe is None or before is None else probe.same_answer(before)

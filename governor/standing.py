@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Final
 
 from governor.errors import GovernorError
-from governor.gate import Gate
+from governor.gate import Gate, GateOutdated
+
+OUTDATED: Final = (
+    "an earlier version certified it, which told conversations apart and ordered their calls in other ways; "
+    "calls are only observed until enough new conversations certify a gate again."
+)
+"""Why a gate of an earlier version is not in force."""
 
 
 class StandingMalformed(GovernorError, ValueError):
@@ -47,19 +53,22 @@ class Standing:
         }
 
     @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> Standing:
-        """What `as_dict` gave. Raises `StandingMalformed` or `governor.gate.GateMalformed` on anything
-        else."""
+    def from_dict(cls, data: Mapping[str, Any], now: float = 0.0) -> Standing:
+        """What `as_dict` gave. A gate of an earlier version is left out: it has lapsed, and only what begins
+        from `now` on counts for another; the attempts made count on. Raises `StandingMalformed` or
+        `governor.gate.GateMalformed` on anything else."""
         try:
-            gate = data["gate"]
-            return cls(
-                gate=None if gate is None else Gate.from_dict(gate),
+            standing = cls(
                 lapsed=str(data["lapsed"]),
                 since=float(data["since"]),
                 attempts=int(data["attempts"]),
                 conversations=int(data["conversations"]),
                 rules=str(data["rules"]),
             )
+            gate = data["gate"]
+            return standing if gate is None else replace(standing, gate=Gate.from_dict(gate))
+        except GateOutdated:
+            return replace(standing, lapsed=OUTDATED, since=now, conversations=0)
         except GovernorError:
             raise
         except (KeyError, TypeError, ValueError) as error:
@@ -87,12 +96,12 @@ def kept(standings: Mapping[Key, Standing]) -> list[dict[str, Any]]:
     ]
 
 
-def restored(data: Iterable[Mapping[str, Any]]) -> dict[Key, Standing]:
-    """What `kept` gave, also after a trip through JSON. Raises `StandingMalformed` or
-    `governor.gate.GateMalformed` on anything else."""
+def restored(data: Iterable[Mapping[str, Any]], now: float = 0.0) -> dict[Key, Standing]:
+    """What `kept` gave, also after a trip through JSON; `now` as in `Standing.from_dict`. Raises
+    `StandingMalformed` or `governor.gate.GateMalformed` on anything else."""
     try:
         return {
-            (str(entry["tenant"]), str(entry["model"])): Standing.from_dict(entry["standing"])
+            (str(entry["tenant"]), str(entry["model"])): Standing.from_dict(entry["standing"], now)
             for entry in data
         }
     except (KeyError, TypeError) as error:

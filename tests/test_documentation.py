@@ -125,7 +125,6 @@ class Loaded(HTMLParser):
             self.lines += data.split("\n")
 
 
-@pytest.mark.timeout(300)
 def test_the_site_loads_nothing_from_elsewhere(site: Path) -> None:
     """It is read where there is no internet, and tells nobody who reads it."""
     pages = list(site.glob("**/*.html"))
@@ -138,7 +137,6 @@ def test_the_site_loads_nothing_from_elsewhere(site: Path) -> None:
         assert re.findall(r"url\([\"']?(?:https?:)?//[^)]*\)", sheet.read_text("utf-8")) == [], sheet.name
 
 
-@pytest.mark.timeout(300)
 def test_lists_and_tables_of_the_site_are_no_text(site: Path) -> None:
     """A list or a table that Markdown does not see as one stands in a paragraph, with its signs."""
     for page in site.glob("*.html"):

@@ -29,7 +29,8 @@ from sklearn.linear_model import LogisticRegression
 
 from governor.calls import ToolEffect
 from governor.certificate import Certificate, Refusal, certify
-from governor.crossings import ScoredCall, candidates, conversations, observed, until_crossing
+from governor.conversations import conversations, observed, of_model
+from governor.crossings import ScoredCall, candidates, reached
 from governor.drift import calibration_error
 from governor.experiment import lot
 from governor.gate import (
@@ -85,11 +86,11 @@ def fit(
     the attempts at a certificate; a gate whose `attempt` is 0 spent none. `settings` are the rules under
     which the records were made. Without a certificate the gate's `refusal` says what is missing.
     """
-    traffic = conversations(record for record in records if record.model == model)
+    traffic = {calls[0].conversation: calls for calls in of_model(conversations(records).values(), model)}
     clean = {name: calls for name, calls in traffic.items() if observed(calls)}
-    learned = _learned(traffic, clean)
+    learned = _learned(traffic, clean, model)
     gate = replace(
-        _gate(learned, clean),
+        _gate(learned, clean, model),
         model=model,
         version=version,
         created=now,
@@ -130,32 +131,37 @@ class _Example:
 
 
 def _learned(
-    traffic: Mapping[str, Sequence[CallRecord]], clean: Mapping[str, Sequence[CallRecord]]
+    traffic: Mapping[str, Sequence[CallRecord]], clean: Mapping[str, Sequence[CallRecord]], model: str
 ) -> list[_Example]:
-    schemas = _schemas(traffic)
+    schemas = _schemas(call for calls in traffic.values() for call in calls if call.model == model)
     examples = []
     for name, calls in traffic.items():
         for call in calls:
             mine = learned_from(name) if name in clean else call.explored
             label = call.label
-            if mine and label is not None and eligible(call):
+            if mine and label is not None and call.model == model and eligible(call):
                 facts = CallFacts.of_record(call)
                 if facts.answered and facts.schema == schemas[call.tool]:
                     examples.append(_Example(name, facts, label.changed))
     return examples
 
 
-def _schemas(traffic: Mapping[str, Sequence[CallRecord]]) -> dict[str, str]:
+def _schemas(calls: Iterable[CallRecord]) -> dict[str, str]:
     """The description that each tool had last."""
     last: dict[str, tuple[float, str]] = {}
-    for calls in traffic.values():
-        for call in calls:
-            last[call.tool] = max(last.get(call.tool, (call.created, "")), (call.created, call.schema))
+    for call in calls:
+        last[call.tool] = max(last.get(call.tool, (call.created, "")), (call.created, call.schema))
     return {tool: schema for tool, (_, schema) in last.items()}
 
 
-def _gate(examples: Sequence[_Example], clean: Mapping[str, Sequence[CallRecord]]) -> Gate:
+def _gate(examples: Sequence[_Example], clean: Mapping[str, Sequence[CallRecord]], model: str) -> Gate:
     """The gate without a name and without a certificate."""
+    measured = [
+        call
+        for calls in clean.values()
+        for call in calls
+        if call.model == model and call.probe_before is not None
+    ]
     signals = _signals(examples)
     tools = Counter(example.facts.tool for example in examples)
     names = sorted(tool for tool, labels in tools.items() if labels >= ENOUGH_OF_TOOL)
@@ -183,11 +189,7 @@ def _gate(examples: Sequence[_Example], clean: Mapping[str, Sequence[CallRecord]
             for place, name in enumerate(names)
         },
         knots=_knots(examples, columns, useful),
-        horizon=1
-        + max(
-            (call.step for calls in clean.values() for call in calls if call.probe_before is not None),
-            default=-1,
-        ),
+        horizon=1 + max((call.evidence_step for call in measured), default=-1),
         rules="",
     )
 
@@ -267,13 +269,13 @@ def _centred(scores: Floats, useful: NDArray[np.bool_]) -> tuple[tuple[float, fl
 
 
 def _reference(gate: Gate, certifying: Iterable[Sequence[CallRecord]]) -> Reference:
-    reached = [scored for calls in certifying for scored in until_crossing(gate, calls)]
-    return Reference(_deciles(gate, reached), calibration_error(reached))
+    seen = [scored for calls in certifying for scored in reached(gate, calls)]
+    return Reference(_deciles(gate, seen), calibration_error(seen))
 
 
-def _deciles(gate: Gate, reached: Sequence[ScoredCall]) -> dict[str, tuple[float, ...]]:
+def _deciles(gate: Gate, seen: Sequence[ScoredCall]) -> dict[str, tuple[float, ...]]:
     """Of those signals that are spread enough to have nine different ones."""
-    judged = [scored.record.signals for scored in reached if scored.score != NEVER]
+    judged = [scored.record.signals for scored in seen if scored.score != NEVER]
     deciles = {}
     for entry in gate.signals:
         values = [value for value in (signals.get(entry.name) for signals in judged) if value is not None]

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import replace
 from math import ceil
 
 from governor.certificate import crossings_needed, level_of
-from governor.crossings import conversations, observed
+from governor.conversations import begun_since, conversations, observed, of_model
 from governor.drift import lapse
 from governor.gate import rules_of
 from governor.records import CallRecord
@@ -43,10 +43,12 @@ def renew(
     changed.
     """
     settings = settings or RuleSettings()
-    records = [record for record in records if record.model == model]
+    records = list(records)
     standing = _watched(records, standing, model, max_harm, now, rules_of(settings))
-    traffic = _since(conversations(records), standing.since)
-    labelled = sum(observed(calls) and any(eligible(call) for call in calls) for calls in traffic)
+    traffic = begun_since(of_model(conversations(records).values(), model), standing.since)
+    labelled = sum(
+        observed(calls) and any(call.model == model and eligible(call) for call in calls) for calls in traffic
+    )
     if labelled < _enough(standing, max_harm, confidence):
         return standing
     gate = fit(
@@ -89,11 +91,6 @@ def _watched(
 def _fallen(standing: Standing, reason: str, now: float) -> Standing:
     """What came before `now` no longer counts."""
     return replace(standing, lapsed=reason if standing.gate else "", since=now, conversations=0)
-
-
-def _since(traffic: Mapping[str, list[CallRecord]], since: float) -> list[list[CallRecord]]:
-    """Those that began then or later, and whole: half a conversation has another first crossing."""
-    return [calls for calls in traffic.values() if min(call.created for call in calls) >= since]
 
 
 def _enough(standing: Standing, max_harm: float, confidence: float) -> int:

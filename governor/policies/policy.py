@@ -12,6 +12,7 @@ from governor.conversation import ExecutedCall
 from governor.decision import InputValue, Reason
 from governor.probe import ProbeAnswer
 from governor.records import CallRecord
+from governor.signals import Signals
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +23,8 @@ class Evidence:
     message: a sibling with an effect makes an earlier result stale. `withheld` are the signatures that a
     notice already answered since the client's last message. `last` is the record of the conversation's last
     executed call, where it was found; `model` and `schema` say for which model and which description of the
-    tool (`governor.calls.schemas_of`) all of this was measured.
+    tool (`governor.calls.schemas_of`) all of this was measured. `signals` are those that were recorded when
+    the call was judged; None while it is judged for the first time.
     """
 
     call: ToolCall
@@ -39,6 +41,7 @@ class Evidence:
     last: CallRecord | None = None
     model: str = ""
     schema: str = ""
+    signals: Signals | None = None
 
 
 @dataclass(frozen=True, slots=True)

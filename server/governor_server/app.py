@@ -21,6 +21,7 @@ from starlette.exceptions import HTTPException
 
 from governor.decision import Mode
 from governor.governance import Governance
+from governor.outcomes import Effect, effect_of
 from governor.standing import told
 from governor_server.access import Access
 from governor_server.api_errors import ApiError, described
@@ -37,6 +38,7 @@ from governor_server.settings import Settings, TracingSettings
 from governor_server.shared import Shared, lease_s
 from governor_server.store import RecordStore
 from governor_server.transcripts import TranscriptStore
+from governor_server.turns import TurnStore
 from governor_server.upstream import Upstream, UpstreamError
 
 if TYPE_CHECKING:
@@ -106,6 +108,13 @@ class GovernorApp:
             shared=self.shared,
             on_error=metrics.store_errors_total.inc,
         )
+        self.turns = TurnStore(
+            settings.store.path,
+            max_turns=settings.store.max_records,
+            ttl_s=settings.store.ttl_s,
+            shared=self.shared,
+            on_error=metrics.store_errors_total.inc,
+        )
         self.transcripts: TranscriptStore | None = None
         if settings.store.keep_conversations:
             self.transcripts = TranscriptStore(
@@ -123,6 +132,7 @@ class GovernorApp:
             upstream=self.upstream,
             governance=self._governance(),
             records=self.store,
+            turns=self.turns,
             metrics=metrics,
             access=self.access,
             limits=settings.limits,
@@ -218,6 +228,12 @@ class GovernorApp:
             max_connections=given.max_connections,
         )
 
+    def compared(self) -> Effect:
+        """What governing did, by all that is kept now. Takes a moment where much is kept: for threads."""
+        return effect_of(
+            self.turns.all(), self.feedback.scores(), self.settings.prices.build(), self.proxy.clock()
+        )
+
     def drain(self) -> None:
         """Say from now on that no more requests should come."""
         self.draining = True
@@ -266,6 +282,7 @@ class GovernorApp:
             await self.proxy.close()
         self.store.close()
         self.feedback.close()
+        self.turns.close()
         if self.transcripts is not None:
             self.transcripts.close()
         if self.tracing is not None:
@@ -374,6 +391,6 @@ def own_routes(app: GovernorApp) -> FastAPI:
             ]
         }
 
-    for router in (feedback_routes(app.feedback, app.store), dashboard_routes(app.dashboard)):
+    for router in (feedback_routes(app.feedback, app.compared), dashboard_routes(app.dashboard)):
         routes.include_router(router, responses=REFUSALS, dependencies=key)
     return routes

@@ -15,10 +15,9 @@ import orjson
 from fastapi import APIRouter, Request, Response
 from starlette.requests import ClientDisconnect
 
-from governor.outcomes import Conversation, effect
-from governor.records import CallRecord
+from governor.outcomes import Effect
 from governor_server.api_errors import described
-from governor_server.store import IN_MEMORY, RecordStore, Row, Table, TableFile
+from governor_server.store import IN_MEMORY, Row, Table, TableFile
 
 if TYPE_CHECKING:
     from governor_server.shared import Shared, SharedLog
@@ -199,9 +198,10 @@ OUTCOMES = Table("outcomes", "name", _encode, lambda body: Feedback(**orjson.loa
 
 
 def feedback_routes(
-    feedback: FeedbackStore, records: RecordStore, clock: Callable[[], float] = time.time
+    feedback: FeedbackStore, compared: Callable[[], Effect], clock: Callable[[], float] = time.time
 ) -> APIRouter:
-    """`POST /governor/feedback` takes feedback, `GET /governor/effect` says what governing did."""
+    """`POST /governor/feedback` takes feedback, `GET /governor/effect` says what governing did, which
+    `compared` works out."""
     routes = APIRouter()
 
     @routes.post(
@@ -234,12 +234,14 @@ def feedback_routes(
         stored = [{"conversation": i.conversation, "source": i.source, "score": i.score} for i in items]
         return Response(orjson.dumps(stored if many else stored[0]), media_type="application/json")
 
-    # Not a coroutine, so that a thread does it: all records are looked at.
+    # Not a coroutine, so that a thread does it: all turns are looked at.
     @routes.get(EFFECT)
-    def compare() -> Mapping[str, Any]:
-        """The governed conversations against the holdout, in score, calls and tokens: means, differences with
-        95% intervals, and a sentence."""
-        return measured(records.recent(len(records)), feedback.scores())
+    def effect() -> Mapping[str, Any]:
+        """The governed conversations against the holdout, in score, calls, tokens (of the client's requests,
+        and of the governor's own), seconds of waiting and money: means over whole conversations, differences
+        with 95% intervals where there are enough conversations for one, and a sentence. `under_way`
+        conversations are not compared yet, and of `cut` ones the first turns are forgotten."""
+        return compared().as_dict()
 
     return routes
 
@@ -247,17 +249,6 @@ def feedback_routes(
 def one_or_many(item: Mapping[str, Any]) -> Mapping[str, Any]:
     """The schema of an item, or of a list of them."""
     return {"oneOf": [item, {"type": "array", "items": item, "maxItems": MAX_ITEMS}]}
-
-
-def measured(records: Iterable[CallRecord], scores: Mapping[str, float]) -> dict[str, Any]:
-    """The effect of governing, JSON-ready; `records` are oldest first. `scored_without_calls` counts the
-    scored conversations that have no record: they proposed no call, or the id is wrong."""
-    by_conversation: dict[str, list[CallRecord]] = {}
-    for record in records:
-        by_conversation.setdefault(record.conversation, []).append(record)
-    conversations = [Conversation.of(found, scores.get(name)) for name, found in by_conversation.items()]
-    missing = len(scores.keys() - by_conversation.keys())
-    return {**effect(conversations).as_dict(), "scored_without_calls": missing}
 
 
 async def bounded_body(request: Request) -> bytes:

@@ -31,7 +31,7 @@ from governor.governance import Governance
 from governor.policies.calibrated import CalibratedPolicy
 from governor.records import CallRecord
 from governor.rules import RuleSettings
-from governor.standing import Key, Standing, kept, restored, told
+from governor.standing import OUTDATED, Key, Standing, kept, restored, told
 from governor_server.settings import CalibrationSettings
 from governor_server.shared import SharedGates
 from governor_server.tenants import tenant_of
@@ -69,15 +69,19 @@ class Gatekeeper:
         the learning begins anew."""
         path = self.settings.path
         try:
-            self.standings = _restored(Path(path).read_bytes(), path) or {}
+            body = Path(path).read_bytes()
+            self.standings = self._restored(body, path) or {}
+            if OUTDATED in [standing.lapsed for standing in self.standings.values()]:
+                # What counts again begins now, and not at each start.
+                self._save()
         except FileNotFoundError:
             pass
         except OSError as error:
             log.warning("the gates in %s cannot be read, and are learned anew: %s", path, error)
         if self.shared is not None:
             with contextlib.suppress(OSError):
-                body = self.shared.read()
-                self.standings = (body and _restored(body, "Redis")) or self.standings
+                shared = self.shared.read()
+                self.standings = (shared and self._restored(shared, "Redis")) or self.standings
 
     async def run(self) -> None:
         """Renew from time to time, until cancelled."""
@@ -138,6 +142,18 @@ class Gatekeeper:
             for key, standing in self.standings.items()
         }
 
+    def _restored(self, body: bytes, where: str) -> dict[Key, Standing] | None:
+        """The standings in `body`, None where they cannot be read."""
+        try:
+            standings = restored(orjson.loads(body), self.clock())
+        except (ValueError, GovernorError) as error:
+            log.warning("the gates in %s cannot be read, and are learned anew: %s", where, error)
+            return None
+        for key, standing in standings.items():
+            if standing.lapsed == OUTDATED and self.standings.get(key, Standing()).lapsed != OUTDATED:
+                log.warning("the gate of %s in %s is not in force: %s", told(key), where, OUTDATED)
+        return standings
+
     def _looked(self) -> tuple[dict[Key, Standing], bool]:
         """The standings as they are now, and whether they are to be kept in this process's file."""
         if self.shared is None:
@@ -152,12 +168,13 @@ class Gatekeeper:
         # First, so that what the one that led until now has written is read.
         leads = self._fits and shared.lead()
         body = shared.read()
-        found = None if body is None else _restored(body, "Redis")
+        found = None if body is None else self._restored(body, "Redis")
         known = self.standings if found is None else found
         if not leads:
             return known, False
         renewed = self._renewed(known)
-        if renewed != found and not shared.write(orjson.dumps(kept(renewed))):
+        fresh = orjson.dumps(kept(renewed))
+        if fresh != body and not shared.write(fresh):
             # It took so long that another leads: what it makes counts.
             return known, False
         return renewed, True
@@ -167,7 +184,7 @@ class Gatekeeper:
         records = self._records_by_tenant()
         standings = dict(self.standings)
         for (tenant, model), standing in self.standings.items():
-            own = [record for record in records.get(tenant, ()) if record.model == model]
+            own = records.get(tenant, ())
             if standing.gate is not None and standing.enforces and (reason := lapse(standing.gate, own)):
                 fallen = replace(standing, lapsed=reason, since=self.clock(), conversations=0)
                 standings[tenant, model] = fallen
@@ -214,15 +231,6 @@ class Gatekeeper:
             log.warning("the gates are kept in memory only: %s", error)
             with contextlib.suppress(OSError):
                 fresh.unlink(missing_ok=True)
-
-
-def _restored(body: bytes, where: str) -> dict[Key, Standing] | None:
-    """The standings in `body`, None where they cannot be read."""
-    try:
-        return restored(orjson.loads(body))
-    except (ValueError, GovernorError) as error:
-        log.warning("the gates in %s cannot be read, and are learned anew: %s", where, error)
-        return None
 
 
 def sentence(standing: Standing) -> str:

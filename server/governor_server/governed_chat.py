@@ -81,7 +81,11 @@ class GovernedChat:
         self._measured = 0
         self._given_up = False
         self._later = False
+        self._took_s = 0.0
+        self._ended = 0.0
         self._spoke = False
+        self._kept = False
+        self._done = False
         self._request = current.get()
         self._trace = self._request.trace if self._request is not None else None
 
@@ -151,10 +155,13 @@ class GovernedChat:
             self._proxy.metrics.fail_open_total.labels("unreadable").inc()
             self._unread_answer = True
             await self._reply.relay(response)
-        elif streamed:
-            await self._stream(response)
         else:
-            await self._whole(response)
+            try:
+                await (self._stream(response) if streamed else self._whole(response))
+            finally:
+                # A client may be gone as soon as it has its message; what came of it is to be known still.
+                if self._kept:
+                    self._delivered()
 
     # The client's own request
 
@@ -253,6 +260,7 @@ class GovernedChat:
                 body = raw if step.body is parsed else orjson.dumps(step.body)
         body = body or self._unasked_left_out(raw, parsed)
         headers = [pair for pair in response.headers if pair[0] not in _LENGTH]
+        await self._keep()
         await self._reply.whole(response.status, [*headers, *self._own_headers(decided=True)], body)
         self._delivered()
 
@@ -303,6 +311,7 @@ class GovernedChat:
         if not self._given_up:
             self._generated()
         for_client = self._chunks(await self._finish())
+        await self._keep()
         await self._reply.end(self._opening + for_client + done)
         self._delivered()
 
@@ -320,6 +329,9 @@ class GovernedChat:
                     await self._speak(b"".join(out))
                     return event.raw
                 out.append(self._event(event))
+            if self._exchange.complete and not self._exchange.acts:
+                # The end of the message goes out with this piece.
+                await self._keep()
             if out and self._exchange.streams:
                 await self._reply.open()
             await self._speak(b"".join(out))
@@ -519,31 +531,69 @@ class GovernedChat:
             self._trace.generated(self._exchange)
 
     def _delivered(self) -> None:
-        self._proxy.metrics.overhead_seconds.observe(perf_counter() - self._start - self._waited_s)
-        if self._given_up:
+        if self._done:
             return
-        if self._exchange.complete:
-            self._review_later()
-        else:
-            self._record()
+        self._done = True
+        self._took_s = perf_counter() - self._start
+        self._ended = self._proxy.clock()
+        self._proxy.metrics.overhead_seconds.observe(self._took_s - self._waited_s)
+        if not self._given_up:
+            self._record_turn()
+            self._begin_after()
 
-    def _review_later(self) -> None:
+    async def _keep(self) -> None:
+        """Put the records of the message's calls before the client has them: a quick one is back before
+        anything else is known of them. Waits for other processes to have them, too, for a moment."""
+        if self._kept or self._given_up or not self._exchange.complete:
+            return
+        self._kept = True
+        with self._proxy.fail_open("record"):
+            if records := self._exchange.new_records():
+                for record in records:
+                    self._proxy.records.put(record)
+                await self._proxy.records.shared()
+
+    def _record_turn(self) -> None:
+        """What the message took. It is recorded once more when what is asked after it is known, too."""
+        with self._proxy.fail_open("record"):
+            turn = self._exchange.turn_record(ended=self._ended, seconds=self._took_s)
+            if turn is not None and self._proxy.turns is not None:
+                self._proxy.turns.put(turn)
+
+    def _begin_after(self) -> None:
         """Judge what was only observed, and label what came of earlier calls, now that the client has its
-        message. Where that asks nothing upstream it is done at once."""
-        step: Step = Deliver()
-        with self._proxy.fail_open("review"):
-            step = self._exchange.review()
-        if isinstance(step, Deliver):
+        message. Where that asks nothing upstream, and nothing runs for an earlier message, it is done at
+        once."""
+        if not self._exchange.complete:
             self._record()
+        elif self._proxy.is_reviewing(self._exchange.conversation):
+            self._review_later(None)
+        elif isinstance(step := self._begin_review(), Ask):
+            self._review_later(step)
         else:
-            self._proxy.review(self._review(step))
+            self._record()
 
-    async def _review(self, step: Step) -> None:
+    def _begin_review(self) -> Step:
+        with self._proxy.fail_open("review"):
+            self._exchange.recall(self._proxy.records.latest)
+            if not self._later:
+                # The client left before the end of its message was told.
+                self._exchange.finish()
+            return self._exchange.review()
+        return Deliver()
+
+    def _review_later(self, begun: Ask | None) -> None:
+        if not self._proxy.review(self._exchange.conversation, lambda: self._review(begun)):
+            self._record()
+
+    async def _review(self, begun: Ask | None) -> None:
         with self._trace.reviewing() if self._trace is not None else nullcontext():
+            step: Step = begun or self._begin_review()
             with self._proxy.fail_open("review"), suppress(UpstreamError):
                 while isinstance(step, Ask):
                     step = await self._step(step)
             self._record()
+            self._record_turn()
             if self._request is not None and self._request.decisions:
                 told = fields(decisions=self._request.decisions, proposed=self._request.proposed)
                 log.info("reviewed: %s", self._request.told(), extra=told)

@@ -14,7 +14,7 @@ from governor.errors import GovernorError
 from governor.gate import Gate
 from governor.policies import POLICIES, Policy, PolicyError, PolicyKind
 from governor.policies.table import find_kind
-from governor.standing import restored, told
+from governor.standing import OUTDATED, restored, told
 
 GROUP = "governor.policies"
 """Entry points of this group add policies under the entry point's name. Each is a `PolicyKind`, or what makes
@@ -63,6 +63,8 @@ def gate(where: str) -> Gate:
         standings = restored(orjson.loads(Path(path).read_bytes()))
     except (OSError, ValueError, GovernorError) as error:
         raise PolicyError("bad_parameter", f"no gates in {path}: {error}") from None
+    if any(kept.lapsed == OUTDATED for kept in standings.values()):
+        raise PolicyError("bad_parameter", f"the gates in {path} are of an earlier version: learn them again")
     gates = {told(key): kept.gate for key, kept in standings.items() if kept.gate is not None}
     if wanted in gates:
         return gates[wanted]

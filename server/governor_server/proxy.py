@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import traceback
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from time import perf_counter
@@ -19,12 +19,13 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import orjson
 
-from governor.conversation import AnsweredCall, answered_calls
+from governor.conversation import AnsweredCall, answered_calls, reply_origins
 from governor.exchange import Exchange, Explain, Purpose
 from governor.governance import Governance
 from governor.records import CallRecord
-from governor.request import Json, fresh_result_ids, untouched
+from governor.request import Json, untouched
 from governor.transcript import Transcript
+from governor.turn_record import TurnRecord
 from governor_server.access import Access, Caller
 from governor_server.api_errors import ApiError, Headers
 from governor_server.asgi import (
@@ -55,8 +56,10 @@ from governor_server.upstream import Body, Upstream, UpstreamError, UpstreamResp
 if TYPE_CHECKING:
     from governor_server.tracing.tracing import Tracing
 
-MAX_REVIEWS = 64
-"""Reviews of observed calls at the same time; past this many they are dropped and counted."""
+MAX_RUNNING_REVIEWS = 64
+"""Reviews of observed calls at the same time; others wait."""
+MAX_REVIEWS = 512
+"""With those that wait; past this many they are dropped and counted."""
 
 log = logging.getLogger(__name__)
 
@@ -73,9 +76,23 @@ class Records(Protocol):
         self, tenant: str, calls: Sequence[AnsweredCall], conversation: str = ""
     ) -> Mapping[str, CallRecord]: ...
 
+    def owner(self, tenant: str, calls: Sequence[AnsweredCall], replies: Iterable[str] = ()) -> str: ...
+
+    def began(self, conversation: str) -> float | None: ...
+
     def put(self, record: CallRecord) -> None: ...
 
-    async def expect(self, tenant: str, call: AnsweredCall, conversation: str = "") -> None: ...
+    def latest(self, record: CallRecord) -> CallRecord: ...
+
+    async def shared(self) -> None: ...
+
+    async def expect(self, tenant: str, calls: Sequence[AnsweredCall], conversation: str = "") -> None: ...
+
+
+class Turns(Protocol):
+    """Keeps what the turns of conversations took, for comparing them."""
+
+    def put(self, turn: TurnRecord, /) -> None: ...
 
 
 class Transcripts(Protocol):
@@ -106,13 +123,17 @@ class Proxy:
     by_model: Mapping[tuple[str, str], Governance] = field(default_factory=dict)
     gates_by_tenant: bool = True
     transcripts: Transcripts | None = None
+    turns: Turns | None = None
     tracing: Tracing | None = None
     refusals: Refusals = field(default_factory=Refusals)
     reviews: set[asyncio.Task[None]] = field(default_factory=set)
     slots: Slots = field(init=False)
+    _last_reviews: dict[str, asyncio.Task[None]] = field(default_factory=dict)
+    _review_places: asyncio.Semaphore = field(init=False)
 
     def __post_init__(self) -> None:
         self.slots = Slots(self.limits)
+        self._review_places = asyncio.Semaphore(MAX_RUNNING_REVIEWS)
 
     async def chat(self, scope: Scope, receive: Receive, send: Send) -> None:
         """POST /v1/chat/completions."""
@@ -239,35 +260,60 @@ class Proxy:
         calls = answered_calls(body["messages"])
         given = header(scope, b"x-governor-conversation")
         conversation = conversation_name(tenant, given) if given else ""
-        if calls and calls[-1].id in fresh_result_ids(body):
-            await self.records.expect(tenant, calls[-1], conversation)
-        records = self.records.find(tenant, calls, conversation)
-        known = next((record.conversation for record in records.values()), "")
+        await self.records.expect(tenant, calls, conversation)
+        conversation = conversation or self.records.owner(tenant, calls, reply_origins(body["messages"]))
+        conversation = conversation or qualified(tenant, self.new_id())
         model = str(body.get("model"))
         own = self.by_model.get((tenant, model)) if self.gates_by_tenant else None
-        return Exchange(
+        exchange = Exchange(
             body,
             own or self.by_model.get(("", model), self.governance),
-            records=records,
-            conversation=conversation or known or qualified(tenant, self.new_id()),
+            records=self.records.find(tenant, calls, conversation),
+            history=calls,
+            conversation=conversation,
+            began=self.records.began(conversation),
             now=self.clock(),
             explain=EXPLAIN.get(header(scope, b"x-governor-explain").lower(), Explain.NO),
             probe_when_observing=self.probe_when_observing,
         )
+        # At once, so that no other request whose history looks the same is taken for this one.
+        for record in exchange.returned_records():
+            self.records.put(record)
+        return exchange
 
     def fail_open(self, where: str) -> FailOpen:
         """Counts an exception of the governor instead of raising it."""
         return FailOpen(self.metrics, where)
 
-    def review(self, work: Coroutine[Any, Any, None]) -> None:
-        """Run `work` beside the requests."""
+    def review(self, conversation: str, work: Callable[[], Coroutine[Any, Any, None]]) -> bool:
+        """Run `work` beside the requests, after what runs for the same conversation. False where too much
+        waits already."""
         if len(self.reviews) >= MAX_REVIEWS:
-            work.close()
             self.metrics.fail_open_total.labels("review_queue").inc()
-            return
-        task = asyncio.create_task(work)
+            return False
+        task = asyncio.create_task(self._reviewed(self._last_reviews.get(conversation), work))
         self.reviews.add(task)
-        task.add_done_callback(self.reviews.discard)
+        self._last_reviews[conversation] = task
+
+        def done(task: asyncio.Task[None]) -> None:
+            self.reviews.discard(task)
+            if self._last_reviews.get(conversation) is task:
+                del self._last_reviews[conversation]
+
+        task.add_done_callback(done)
+        return True
+
+    def is_reviewing(self, conversation: str) -> bool:
+        """Whether something still runs beside the requests of a conversation."""
+        return conversation in self._last_reviews
+
+    async def _reviewed(
+        self, earlier: asyncio.Task[None] | None, work: Callable[[], Coroutine[Any, Any, None]]
+    ) -> None:
+        if earlier is not None:
+            await asyncio.wait({earlier})
+        async with self._review_places:
+            await work()
 
 
 class FailOpen:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
@@ -14,6 +14,7 @@ from urllib.parse import quote
 import orjson
 
 from governor.records import CallRecord
+from governor.turn_record import TurnRecord
 from governor_server.errors import ServerError
 
 SQLITE = b"SQLite format 3\0"
@@ -56,6 +57,18 @@ def outcomes(path: Path) -> dict[str, float]:
             if isinstance(row, Mapping) and isinstance(row.get("score"), int | float):
                 found.setdefault(str(row.get("conversation")), []).append(float(row["score"]))
     return {conversation: fmean(scores) for conversation, scores in found.items()}
+
+
+def turns(path: Path) -> list[TurnRecord]:
+    """What the turns of conversations took: a store's file tells, saved decisions do not. Raises
+    `LogError`."""
+    with _readable(path):
+        rows = list(_stored(path, "turns", required=False)) if _is_store(path) else []
+    found = []
+    for row in rows:
+        with suppress(TypeError):
+            found.append(TurnRecord.from_dict(row))
+    return found
 
 
 @contextmanager

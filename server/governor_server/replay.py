@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from governor.calls import ToolEffect
-from governor.hindsight import Summary, conversations, evidence, judged, untouched
+from governor.conversations import conversations, observed
+from governor.hindsight import Summary, evidence, judged
 from governor.policies import Evidence, Policy, PolicyError
 from governor.records import CallRecord
 from governor_server import policies
@@ -29,11 +30,11 @@ class Recorded:
 
     @classmethod
     def of(cls, records: Iterable[CallRecord]) -> Recorded:
-        return cls([(calls, evidence(calls)) for calls in conversations(records)])
+        return cls([(calls, evidence(calls)) for calls in conversations(records).values()])
 
     def observed(self) -> Recorded:
         """Those in which nothing was withheld."""
-        return Recorded([pair for pair in self.conversations if untouched(pair[0])])
+        return Recorded([pair for pair in self.conversations if observed(pair[0])])
 
     def under(self, policy: Policy, level: float = LEVEL) -> Summary:
         """What `policy` would have done."""
@@ -125,7 +126,7 @@ def notes(log: Log) -> list[str]:
         found.append(NO_PROBES)
     elif not any(record.label for record in records):
         found.append(NO_SECOND_PROBES)
-    if not any(untouched(calls) for calls in conversations(records)):
+    if not any(observed(calls) for calls in conversations(records).values()):
         found.append(ALL_GOVERNED)
     return found
 

@@ -16,7 +16,7 @@ import uuid
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from typing import TYPE_CHECKING, Any, Final, Generic
+from typing import TYPE_CHECKING, Any, Final, Generic, NamedTuple
 
 from governor_server.errors import SettingsError
 from governor_server.store import CLOSE_TIMEOUT_S, QUEUE_SIZE, Item, Table, next_batch
@@ -100,11 +100,18 @@ class Shared:
         self._without: set[Contact] = set()
 
     def log(
-        self, table: Table[Item], take: Callable[[Item], None], *, max_rows: int, ttl_s: float
+        self,
+        table: Table[Item],
+        take: Callable[[Item], None],
+        *,
+        max_rows: int,
+        ttl_s: float,
+        current: Callable[[Item], Item] = lambda item: item,
     ) -> SharedLog[Item]:
         """The items of a table of all processes; `take` is called with those of the others, by a thread of
-        the log's. It begins with `start`."""
-        return SharedLog(self, table, take, max_rows, ttl_s)
+        the log's. `current` gives what this process knows by now of an item that waits to be written, what it
+        took included. It begins with `start`."""
+        return SharedLog(self, table, take, current, max_rows, ttl_s)
 
     def gates(self, lease_s: float) -> SharedGates:
         """The gates of all processes; who leads does so for `lease_s` seconds after it last said so."""
@@ -158,9 +165,10 @@ class Contact:
 
 
 class Landmark:
-    """A place in the stream that a request waits for."""
+    """A place in the stream that a request waits for: until what is before it was written, or also read."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, read: bool) -> None:
+        self.read = read
         self._loop = asyncio.get_running_loop()
         self._event = asyncio.Event()
 
@@ -173,11 +181,19 @@ class Landmark:
         await self._event.wait()
 
 
+class Entry(NamedTuple):
+    """An entry of the stream, and whether this process wrote it."""
+
+    id: bytes
+    ours: bool
+
+
 class SharedLog(Generic[Item]):
     """A stream of Redis with the items of a table, at most `max_rows`, none older than `ttl_s` seconds.
 
-    An entry is deleted when its item is replaced, so that the stream holds each item once. Entries of this
-    process are not read back: what it put is in its memory, and with more text than the stream may hold.
+    An entry is deleted when its item is written again, by a process that has taken it in, so that the stream
+    holds each item once, or for a moment as often as several wrote it at once. Entries of this process are
+    not read back: what it put is in its memory, and with more text than the stream may hold.
     """
 
     def __init__(
@@ -185,6 +201,7 @@ class SharedLog(Generic[Item]):
         shared: Shared,
         table: Table[Item],
         take: Callable[[Item], None],
+        current: Callable[[Item], Item],
         max_rows: int,
         ttl_s: float,
     ) -> None:
@@ -192,13 +209,14 @@ class SharedLog(Generic[Item]):
         self._client: Any = shared.client
         self._table = table
         self._take = take
+        self._current = current
         self._max_rows = max_rows
         self._ttl_s = ttl_s
         self._stream = f"{PREFIX}:{table.name}"
         self._writer = shared.name.encode()
         self._queue: queue.Queue[Item | Landmark | None] = queue.Queue(QUEUE_SIZE)
         self._lock = threading.Lock()
-        self._entries: OrderedDict[str, bytes] = OrderedDict()
+        self._entries: OrderedDict[str, list[Entry]] = OrderedDict()
         self._cursor = b"0-0"
         self._landmarks: list[tuple[bytes, Landmark]] = []
         self._begun = threading.Event()
@@ -235,9 +253,15 @@ class SharedLog(Generic[Item]):
     async def catch_up(self) -> None:
         """Returns when what others wrote before was taken; at once while Redis is down, and after
         `CATCH_UP_S` in any case. Cancelling it disturbs nothing: the threads alone speak to Redis."""
+        await self._wait(Landmark(read=True))
+
+    async def flush(self) -> None:
+        """The same, when what was written here before is where others find it."""
+        await self._wait(Landmark(read=False))
+
+    async def _wait(self, landmark: Landmark) -> None:
         if not self.well:
             return
-        landmark = Landmark()
         with suppress(queue.Full, TimeoutError):
             self._queue.put_nowait(landmark)
             async with asyncio.timeout(CATCH_UP_S):
@@ -268,14 +292,21 @@ class SharedLog(Generic[Item]):
 
     def _written(self, batch: list[Item | Landmark]) -> bool:
         """False where Redis did not take it. What was half taken may be written twice: the later counts."""
+        # What is read from here on is no part of the rows, and is not theirs to replace.
+        taken = _place(self._cursor)
         rows = {key: (created, body) for key, created, body in self._rows(batch)}
         landmarks = [item for item in batch if isinstance(item, Landmark)]
         with suppress(Unreachable), self._writing.attempt():
-            entries, newest = self._send(rows)
+            entries, newest = self._send(rows, taken)
             with self._lock:
                 for key, entry in zip(rows, entries, strict=True):
-                    self._remember(key, entry)
-                self._landmarks += [(newest, landmark) for landmark in landmarks]
+                    known = self._entries.pop(key, ())
+                    others = [each for each in known if not self._replaced(each, taken)]
+                    self._remember(key, *others, Entry(entry, ours=True))
+                self._landmarks += [(newest, landmark) for landmark in landmarks if landmark.read]
+            for landmark in landmarks:
+                if not landmark.read:
+                    landmark.pass_by()
             self._pass_landmarks()
             return True
         return False
@@ -285,14 +316,17 @@ class SharedLog(Generic[Item]):
             if isinstance(item, Landmark):
                 continue
             try:
-                yield self._table.encode(item)
+                yield self._table.encode(self._current(item))
             except (TypeError, ValueError):
                 self._shared.on_error()
 
-    def _send(self, rows: dict[str, tuple[float, bytes]]) -> tuple[list[bytes], bytes]:
+    def _send(
+        self, rows: dict[str, tuple[float, bytes]], taken: tuple[int, int]
+    ) -> tuple[list[bytes], bytes]:
         """The ids of the rows' entries, and that of the newest entry of all."""
         with self._lock:
-            replaced = [entry for key in rows if (entry := self._entries.get(key)) is not None]
+            known = [entry for key in rows for entry in self._entries.get(key, ())]
+        replaced = [entry.id for entry in known if self._replaced(entry, taken)]
         with self._client.pipeline(transaction=False) as pipeline:
             for key, (_, body) in rows.items():
                 pipeline.xadd(self._stream, {WRITER: self._writer, KEY: key, BODY: body})
@@ -307,8 +341,13 @@ class SharedLog(Generic[Item]):
             answers = pipeline.execute()
         return answers[: len(rows)], answers[-1][0][0] if answers[-1] else b"0-0"
 
-    def _remember(self, key: str, entry: bytes) -> None:
-        self._entries[key] = entry
+    @staticmethod
+    def _replaced(entry: Entry, taken: tuple[int, int]) -> bool:
+        """Whether an entry is part of what is written by a process that has read up to `taken`."""
+        return entry.ours or _place(entry.id) <= taken
+
+    def _remember(self, key: str, *entries: Entry) -> None:
+        self._entries.setdefault(key, []).extend(entries)
         self._entries.move_to_end(key)
         if len(self._entries) > self._max_rows:
             self._entries.popitem(last=False)
@@ -342,9 +381,11 @@ class SharedLog(Generic[Item]):
             self._pass_landmarks()
 
     def _receive(self, entry: bytes, fields: dict[bytes, bytes]) -> None:
+        if fields.get(WRITER) != self._writer:
+            self._take_in(entry, fields)
         self._cursor = entry
-        if fields.get(WRITER) == self._writer:
-            return
+
+    def _take_in(self, entry: bytes, fields: dict[bytes, bytes]) -> None:
         try:
             item = self._table.decode(fields[BODY])
             key = fields[KEY].decode()
@@ -352,9 +393,9 @@ class SharedLog(Generic[Item]):
             # Of another version.
             self._shared.on_error()
             return
-        with self._lock:
-            self._remember(key, entry)
         self._take(item)
+        with self._lock:
+            self._remember(key, Entry(entry, ours=False))
 
     def _pass_landmarks(self) -> None:
         here = _place(self._cursor)

@@ -8,7 +8,6 @@ costs the persistence, never a request: failures are counted through `on_error` 
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import os
 import queue
@@ -16,18 +15,20 @@ import sqlite3
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import orjson
 
+from governor.calls import digest
 from governor.conversation import AnsweredCall
-from governor.hindsight import passed
-from governor.records import CallRecord
+from governor.conversations import in_order, recognised
+from governor.records import CallRecord, Key, merge
 from governor_server.tenants import tenant_of
 
 if TYPE_CHECKING:
@@ -40,16 +41,16 @@ GATHER_S = 0.05
 """How long the writing waits for more: a transaction of many costs hardly more than that of one record."""
 SWEEP_INTERVAL_S = 60.0
 CLOSE_TIMEOUT_S = 5.0
-WRITING_S = 0.01
-"""How long a record that is not in Redis either is waited for: a client whose tool is quick may be back
-before it is written."""
+MOST_REPLIES = 8
+"""So many of the latest replies are looked at where no call is known."""
+MOST_CANDIDATES = 32
+"""So many of the latest calls are looked at where useless ids make many of them alike."""
 
 Row = tuple[str, float, bytes]
 """Key, time in seconds, body."""
-Key = tuple[str, str]
-"""A conversation, and the id of one of its calls."""
 Sign = tuple[str, str, str]
-"""What a client's history tells of a call, of whichever conversation: its tenant, its id and its origin."""
+"""What a client's history tells of a call, of whichever conversation: its tenant, its id, and its origin or
+its signature."""
 Item = TypeVar("Item")
 Named = TypeVar("Named")
 
@@ -60,13 +61,15 @@ log = logging.getLogger(__name__)
 class Table(Generic[Item]):
     """A table of a store's file: the column of the key, and how an item becomes a row and comes back.
 
-    `decode` raises KeyError, TypeError or ValueError on a body of another version.
+    `decode` raises KeyError, TypeError or ValueError on a body of another version. `merge` makes one of two
+    items under one key; without it the later one counts.
     """
 
     name: str
     key: str
     encode: Callable[[Item], Row]
     decode: Callable[[bytes], Item]
+    merge: Callable[[Item, Item], Item] | None = None
 
     @property
     def schema(self) -> tuple[str, ...]:
@@ -82,6 +85,10 @@ class Table(Generic[Item]):
     def select_alive(self) -> str:
         # A version before may have written the same item under another key: what was written last counts.
         return f"SELECT body FROM {self.name} WHERE created >= ? ORDER BY created DESC, rowid DESC LIMIT ?"
+
+    @property
+    def select_one(self) -> str:
+        return f"SELECT body FROM {self.name} WHERE {self.key} = ?"
 
     @property
     def upsert(self) -> str:
@@ -100,11 +107,13 @@ class Table(Generic[Item]):
 
 
 class RecordStore:
-    """The records of recent calls, found by call or by conversation. Safe to use from several threads.
+    """The records of recent calls. Safe to use from several threads.
 
-    A call id names a call within its conversation only: some models number their calls, from 0 on in every
-    conversation. Whose call it is that a history holds, its sign tells; where that is the sign of calls of
-    several conversations, nothing does, and no record is found.
+    A record is put when its call is delivered, and again by whoever learns more of it; what is put is merged
+    with what is here (`governor.records.merge`), so that no late or older copy takes anything away.
+
+    No id names a call: models number calls, repeat ids, or leave them out. What a call is and what it was
+    made for leads to the conversations that may have made it, and of several the whole history decides.
 
     `path` is a file, or `:memory:`. At most `max_records` are kept, the least recently used go first, and
     none is given out more than `ttl_s` seconds after it was created. With `shared`, what other processes put
@@ -128,8 +137,8 @@ class RecordStore:
         self._clock = clock
         self._lock = threading.Lock()
         self._records: OrderedDict[Key, CallRecord] = OrderedDict()
-        self._conversations: dict[str, dict[str, None]] = {}
-        self._signs: dict[Sign, dict[str, None]] = {}
+        self._conversations: dict[str, dict[Key, None]] = {}
+        self._signs: dict[Sign, dict[Key, None]] = {}
         self._next_sweep = clock() + SWEEP_INTERVAL_S
         self._file: TableFile[CallRecord] | None = None
         self._log: SharedLog[CallRecord] | None = None
@@ -137,10 +146,10 @@ class RecordStore:
         if path != IN_MEMORY:
             self._file = TableFile(Path(path), table, max_records, ttl_s, on_error)
             for record in self._file.read(clock() - ttl_s):
-                self._insert(record)
+                self._merge(record)
             self._file.start()
         if shared is not None:
-            self._log = shared.log(table, self._take, max_rows=max_records, ttl_s=ttl_s)
+            self._log = shared.log(table, self._take, max_rows=max_records, ttl_s=ttl_s, current=self.latest)
             self._log.start()
 
     def __repr__(self) -> str:
@@ -154,56 +163,69 @@ class RecordStore:
         """Number of conversations that have a record."""
         return len(self._conversations)
 
-    def get(self, conversation: str, call_id: str) -> CallRecord | None:
-        """The record of a call, or None when it is unknown or has expired."""
-        with self._lock:
-            return self._get((conversation, call_id))
-
     def find(
         self, tenant: str, calls: Sequence[AnsweredCall], conversation: str = ""
     ) -> dict[str, CallRecord]:
-        """The records of the calls of a history, by call id and in their order, all of one conversation:
-        `conversation`, else the only one that the newest call of which there is only one may belong to."""
+        """The records of the calls of a history, by their keys and in their order, all of one conversation:
+        `conversation`, else the one that the history fits best."""
         with self._lock:
-            named = (name for call in reversed(calls) if (name := self._conversation(tenant, call)))
-            of = conversation or next(named, "")
-            found = ((call, self._get((of, call.id))) for call in calls)
-            return {call.id: record for call, record in found if record and record.is_of(call.signature)}
+            return recognised(calls, self._calls(conversation or self._conversation(tenant, calls)))
+
+    def owner(self, tenant: str, calls: Sequence[AnsweredCall], replies: Iterable[str] = ()) -> str:
+        """The conversation that a history is of, "" where it is not known: by its calls, or by its `replies`
+        (`governor.conversation.reply_origins`) where all calls were withheld."""
+        with self._lock:
+            return self._conversation(tenant, calls) or self._replying(tenant, replies)
+
+    def began(self, conversation: str) -> float | None:
+        """When the first call of a conversation that is on record was proposed; None without one."""
+        with self._lock:
+            keys = self._conversations.get(conversation, ())
+            return min((self._records[key].created for key in keys), default=None)
 
     def put(self, record: CallRecord) -> None:
-        """Keep a record; one with the same call id of the same conversation is replaced."""
+        """Keep what a record says, beside what is known of its call already."""
         with self._lock:
             self._sweep()
-            self._insert(record)
+            merged = self._merge(record)
         for behind in (self._file, self._log):
             if behind is not None:
-                behind.write(record)
+                behind.write(merged)
 
-    async def expect(self, tenant: str, call: AnsweredCall, conversation: str = "") -> None:
-        """Returns when the record of a call whose result has just come is here, which another process may be
-        writing just now; after a few hundredths of a second in any case, and at once where there is no
-        other. The arguments are those of `find`."""
-        if self._log is None or not self._log.well or self._awaited(tenant, call, conversation):
+    def latest(self, record: CallRecord) -> CallRecord:
+        """What is known by now of a record's call; the record itself where that is forgotten."""
+        with self._lock:
+            return self._records.get(record.key, record)
+
+    async def shared(self) -> None:
+        """Returns when what was put before is where other processes find it: a client whose tool is quick may
+        come to another one next. At once where there is no other or Redis is down, and after a few
+        hundredths of a second in any case."""
+        if self._log is not None:
+            await self._log.flush()
+
+    async def expect(self, tenant: str, calls: Sequence[AnsweredCall], conversation: str = "") -> None:
+        """Returns when what other processes have put before is here, if the record of a call whose result has
+        just come is not; at once where there is no other, and after a few hundredths of a second in any case.
+        The arguments are those of `find`."""
+        fresh = [call.key for call in calls if call.fresh]
+        if self._log is None or not fresh:
             return
-        await self._log.catch_up()
-        with suppress(TimeoutError):
-            async with asyncio.timeout(WRITING_S):
-                while not self._awaited(tenant, call, conversation):  # noqa: ASYNC110
-                    await asyncio.sleep(WRITING_S / 10)
+        known = self.find(tenant, calls, conversation)
+        # An equal call of another conversation may be here, and has its result.
+        if any(key not in known or known[key].returned is not None for key in fresh):
+            await self.caught_up()
 
-    def _awaited(self, tenant: str, call: AnsweredCall, conversation: str) -> bool:
-        """Whether there is a record that waits for the result of this call. One that has its result may be
-        that of an equal call of another conversation."""
-        found = self.find(tenant, (call,), conversation)
-        return any(record.returned is None for record in found.values())
+    async def caught_up(self) -> None:
+        """Returns when what other processes have put before is here; at once where there is no other, and
+        after a few hundredths of a second in any case."""
+        if self._log is not None:
+            await self._log.catch_up()
 
     def of_conversation(self, conversation: str) -> tuple[CallRecord, ...]:
-        """The records of a conversation, oldest first."""
+        """The records of a conversation, in their order."""
         with self._lock:
-            call_ids = tuple(self._conversations.get(conversation, ()))
-            found = (self._get((conversation, call_id)) for call_id in call_ids)
-            records = [record for record in found if record is not None]
-        return tuple(sorted(records, key=lambda record: (record.created, record.step)))
+            return self._calls(conversation)
 
     def recent(self, limit: int) -> tuple[CallRecord, ...]:
         """The newest `limit` records, oldest first."""
@@ -217,21 +239,67 @@ class RecordStore:
             if behind is not None:
                 behind.close()
 
+    # What other processes put
+
     def _take(self, record: CallRecord) -> None:
-        """From another process."""
         with self._lock:
             self._sweep()
             if not self._expired(record):
-                self._insert(record)
+                self._merge(record)
 
-    def _conversation(self, tenant: str, call: AnsweredCall) -> str | None:
-        """The only conversation that may have made a call of a history; None where there are several, or
-        none. Records of earlier versions have no origin: there, only an id that nobody else has will do."""
-        sign = tenant, call.id, call.origin
-        names = self._signs.get(sign if sign in self._signs else (tenant, call.id, ""), ())
-        records = (self._records[name, call.id] for name in names)
-        alive = list(islice((record for record in records if not self._expired(record)), 2))
-        return alive[0].conversation if len(alive) == 1 and alive[0].is_of(call.signature) else None
+    # Whose history it is
+
+    def _conversation(self, tenant: str, calls: Sequence[AnsweredCall]) -> str:
+        """The conversation that a history is of, "" where none is known: the newest call that anything is
+        known of leads to it."""
+        for call in reversed(calls):
+            if names := self._candidates(tenant, call):
+                return names[0] if len(names) == 1 else max(names, key=partial(self._fit, calls))
+        return ""
+
+    def _replying(self, tenant: str, replies: Iterable[str]) -> str:
+        """By the newest reply that anything is known of; a reply says less than a call, and is often the
+        same."""
+        for reply in islice(replies, MOST_REPLIES):
+            if names := self._owners((tenant, "", reply)):
+                return names[0] if len(names) == 1 else ""
+        return ""
+
+    def _candidates(self, tenant: str, call: AnsweredCall) -> list[str]:
+        """The conversations that may have made this call, the latest ones."""
+        # Where upstream gives no id, clients make one up.
+        for id in dict.fromkeys((call.call.id, "")):
+            if names := self._owners((tenant, id, call.origin)):
+                return names
+        # Clients that summarise put a text of theirs in place of the question, and earlier versions recorded
+        # none. Then only a call will do that nobody else made.
+        names = self._owners((tenant, call.call.id, _named(call.signature))) if call.call.id else []
+        return names if len(names) == 1 else []
+
+    def _owners(self, sign: Sign) -> list[str]:
+        keys = islice(reversed(self._signs.get(sign, {})), MOST_CANDIDATES)
+        return list(dict.fromkeys(key[0] for key in keys if not self._expired(self._records[key])))
+
+    def _fit(self, history: Sequence[AnsweredCall], conversation: str) -> tuple[float, ...]:
+        """How well a conversation fits a history, the best the greatest: by how many calls are in both, how
+        many results differ, how many calls are not in the history, whether it waits for what has just come,
+        and when it was last heard of."""
+        calls = self._calls(conversation)
+        found = recognised(history, calls)
+        results = [(call, found[call.key]) for call in history if call.key in found]
+        return (
+            len(found),
+            -sum(bool(record.result) and record.result != call.result for call, record in results),
+            len(found) - sum(record.passed for record in calls),
+            sum(record.returned is None for call, record in results if call.fresh),
+            max(record.returned or record.created for record in calls),
+        )
+
+    def _calls(self, conversation: str) -> tuple[CallRecord, ...]:
+        keys = tuple(self._conversations.get(conversation, ()))
+        return in_order(record for key in keys if (record := self._get(key)) is not None)
+
+    # What is kept
 
     def _get(self, key: Key) -> CallRecord | None:
         record = self._records.get(key)
@@ -243,23 +311,27 @@ class RecordStore:
         self._records.move_to_end(key)
         return record
 
-    def _insert(self, record: CallRecord) -> None:
-        key = (record.conversation, record.call_id)
-        self._remove(key)
+    def _merge(self, record: CallRecord) -> CallRecord:
+        """Keeps it, and returns all that is known of its call now."""
+        key = record.key
+        known = self._records.get(key)
+        if known is not None:
+            record = merge(known, record)
+            self._remove(key)
         self._records[key] = record
-        self._conversations.setdefault(record.conversation, {})[record.call_id] = None
-        # No client has a withheld call in its history.
-        if passed(record):
-            self._signs.setdefault(_sign(record), {})[record.conversation] = None
+        self._conversations.setdefault(record.conversation, {})[key] = None
+        for sign in _signs(record):
+            self._signs.setdefault(sign, {})[key] = None
         while len(self._records) > self._max_records:
             self._remove(next(iter(self._records)))
+        return record
 
     def _remove(self, key: Key) -> None:
         record = self._records.pop(key, None)
         if record is not None:
-            _take_out(self._conversations, record.conversation, record.call_id)
-            if passed(record):
-                _take_out(self._signs, _sign(record), record.conversation)
+            _take_out(self._conversations, record.conversation, key)
+            for sign in _signs(record):
+                _take_out(self._signs, sign, key)
 
     def _expired(self, record: CallRecord) -> bool:
         return self._clock() - record.created > self._ttl_s
@@ -273,11 +345,21 @@ class RecordStore:
             self._remove(key)
 
 
-def _sign(record: CallRecord) -> Sign:
-    return tenant_of(record.conversation), record.call_id, record.origin
+def _signs(record: CallRecord) -> tuple[Sign, ...]:
+    """No client has a withheld call in its history; what it got in place of it may lead back."""
+    tenant = tenant_of(record.conversation)
+    if not record.passed:
+        return ((tenant, "", record.reply),) if record.reply else ()
+    named = tenant, record.call_id, _named(record.signature)
+    return (named, (tenant, record.call_id, record.origin)) if record.origin else (named,)
 
 
-def _take_out(index: dict[Named, dict[str, None]], name: Named, item: str) -> None:
+def _named(signature: str) -> str:
+    """A digest of a signature, the same for one that is a digest already."""
+    return digest(signature) if signature.endswith(")") else signature
+
+
+def _take_out(index: dict[Named, dict[Key, None]], name: Named, item: Key) -> None:
     """Of the items under a name; the last one takes the name along."""
     items = index[name]
     del items[item]
@@ -289,10 +371,13 @@ def records_table(keep_text: bool) -> Table[CallRecord]:
     """The table of the calls; without text it holds numbers and digests."""
 
     def encode(record: CallRecord) -> Row:
-        key = orjson.dumps((record.conversation, record.call_id)).decode()
-        return key, record.created, orjson.dumps(record if keep_text else record.without_text())
+        body = orjson.dumps(record if keep_text else record.without_text())
+        return orjson.dumps(record.key).decode(), record.created, body
 
-    return Table("records", "call_id", encode, lambda body: CallRecord.from_dict(orjson.loads(body)))
+    def decode(body: bytes) -> CallRecord:
+        return CallRecord.from_dict(orjson.loads(body))
+
+    return Table("records", "call_id", encode, decode, merge)
 
 
 class TableFile(Generic[Item]):
@@ -344,17 +429,26 @@ class TableFile(Generic[Item]):
         while not last:
             batch, last = next_batch(self._queue, GATHER_S)
             with self._counted():
-                self._save(self._connect(), [self._table.encode(item) for item in batch])
+                self._save(self._connect(), batch)
         self._disconnect()
 
-    def _save(self, connection: sqlite3.Connection, rows: list[Row]) -> None:
-        if not rows:
+    def _save(self, connection: sqlite3.Connection, batch: list[Item]) -> None:
+        if not batch:
             return
-        newest = max(created for _, created, _ in rows)
         with connection:
-            connection.executemany(self._table.upsert, rows)
+            newest = max(self._save_one(connection, item) for item in batch)
             connection.execute(self._table.delete_expired, (newest - self._ttl_s,))
             connection.execute(self._table.delete_excess, (self._max_rows,))
+
+    def _save_one(self, connection: sqlite3.Connection, item: Item) -> float:
+        """Writes an item with what another process may have written of it; returns its time."""
+        key, created, body = self._table.encode(item)
+        if (merge := self._table.merge) is not None:
+            found = connection.execute(self._table.select_one, (key,)).fetchone()
+            if found is not None and (known := self._decode(found[0])) is not None:
+                key, created, body = self._table.encode(merge(known, item))
+        connection.execute(self._table.upsert, (key, created, body))
+        return created
 
     def _connect(self) -> sqlite3.Connection:
         if self._connection is None:

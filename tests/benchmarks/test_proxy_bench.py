@@ -19,7 +19,7 @@ from benchmarks.proxy.report import BEGIN, END, tables, write_readme
 from benchmarks.proxy.summary import Memory, Results, Spread
 from benchmarks.proxy.upstream import Connection, Engine
 
-pytestmark = pytest.mark.timeout(240)
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 """Half a minute; a busy machine starts the programs slowly."""
 
 NOT_ALWAYS = frozenset({"cpu_us_per_chunk", "cpu_us_per_chunk_above_floor"})

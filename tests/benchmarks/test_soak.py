@@ -24,7 +24,8 @@ EVENTS = MUST.split(b"\n\n")
 ERROR = b'data: {"error":{"message":"gone","type":"upstream_broken"}}\n\n'
 
 
-@pytest.mark.timeout(240)  # Twenty seconds; a busy machine starts the programs slowly.
+@pytest.mark.slow
+@pytest.mark.timeout(900)  # Twenty seconds; a busy machine starts the programs slowly.
 def test_a_short_soak_finds_nothing_wrong(tmp_path: Path) -> None:
     """Upstream dies under load, and Redis after it, where there is one."""
     short = ["--seconds", "8", "--every", "4", "--down", "0.5", "--capacity-seconds", "1", "--share", "0.4"]

@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 
 from governor.certificate import Certificate
-from governor.crossings import conversations
+from governor.conversations import conversations
 from governor.gate import NEVER, CallFacts, Gate, rules_of
 from governor.probe import ProbeAnswer
 from governor.records import CallRecord

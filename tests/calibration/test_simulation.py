@@ -16,7 +16,7 @@ from tests.calibration.traffic import traffic
 BY_NAME = {world.name: world for world in WORLDS}
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.slow
 def test_certificates_keep_their_word() -> None:
     """The true rate of harm of every gate that was certified in a few deployments is within what is
     allowed."""
@@ -26,14 +26,14 @@ def test_certificates_keep_their_word() -> None:
     assert sum(life.removed for life in lives) > 0.1 * sum(life.avoidable for life in lives)
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.slow
 def test_useless_signals_withhold_nothing() -> None:
     """In the whole life of the deployment, but for what a rule finds."""
     life = live(BY_NAME["useless"], (1, 1, 0))
     assert life.judged == 0
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.slow
 def test_a_flip_is_noticed() -> None:
     """The deployment stops to withhold some time after signs turned, and says why."""
     life = live(BY_NAME["flipping"], (1, 2, 3))

@@ -16,6 +16,7 @@ from yarl import URL
 
 from governor_server.dashboard import live
 from tests.dashboard import traffic
+from tests.server import logs
 from tests.server.bodies import answer
 from tests.server.scripted_upstream import Answer, Proxied, proxied, scripted
 from tests.wire.generated import Generated, chat
@@ -54,9 +55,13 @@ async def test_before_any_call_there_are_zeros() -> None:
 async def test_the_figures_are_those_of_the_records() -> None:
     """The same as the routes of the operator's give."""
     async with serving(prices={"currency": "EUR", "per_call": {"*": 1.0}}) as proxy:
-        records = [record for number in range(40) for record in talk(number)]
+        # All of them over for so long that they are compared.
+        before = time.time() - 100.0
+        records = [r for number in range(40) for r in traffic.conversation(number, before, Random(number))]
         for record in records:
             proxy.app.store.put(record)
+        for turn in logs.turns(records):
+            proxy.app.turns.put(turn)
         found = await asked(proxy, "overview")
         assert found["total"]["calls"] == len(records)
         assert found["total"]["withheld"] == sum(r.decision["action"] != "pass" for r in records)
@@ -64,7 +69,9 @@ async def test_the_figures_are_those_of_the_records() -> None:
         assert (found["currency"], found["priced"]) == ("EUR", True)
         async with proxy.client.get("/governor/effect") as response:
             effect = await response.json()
-        assert found["effect"]["calls"] == pytest.approx(effect["calls"])
+        assert effect["governed"]["conversations"] + effect["holdout"]["conversations"] == 40
+        for measure in ("calls", "tokens", "seconds", "money"):
+            assert found["effect"][measure] == pytest.approx(effect[measure])
         tools = (await asked(proxy, "tools"))["tools"]
         assert sum(row["calls"] for row in tools) == len(records)
         rows = (await asked(proxy, "conversations?limit=200"))["conversations"]

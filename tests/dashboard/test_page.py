@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import json
+import re
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -15,7 +17,7 @@ from typing import Any
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
-from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_playwright
+from playwright.sync_api import Browser, BrowserContext, Page, Route, expect, sync_playwright
 
 from governor_server.app import GovernorApp
 from governor_server.dashboard import whatif
@@ -27,7 +29,10 @@ from tests.server.test_gatekeeper import keeper, many
 PICTURES = Path(__file__).parents[2] / "build" / "dashboard"
 CONVERSATIONS = 10_000
 EACH_SECOND = 100
-FIRST_PAINT_MS = 1000.0
+LATER = re.compile(r"/dashboard/(events|api/.*|static/.*/(app|uPlot\.iife\.min)\.js)$")
+"""What the first paint must not wait for."""
+MOST_FILES, MOST_BYTES = 5, 32_000
+"""What it may wait for."""
 SHOWN = f"agent-{CONVERSATIONS - 1:06d}"
 VIEWS = {
     "overview": "overview",
@@ -39,8 +44,8 @@ VIEWS = {
 SIZES = {"wide": (1280, 900), "phone": (390, 844)}
 KEY = "gov-operator"
 
-pytestmark = pytest.mark.timeout(400)
-expect.set_options(timeout=30_000)
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+expect.set_options(timeout=60_000)
 
 
 @pytest.fixture(scope="module")
@@ -95,7 +100,10 @@ class Watched:
     def show(self, place: str) -> None:
         """Open a view, and wait until it shows figures."""
         self.page.goto(f"{self.origin}/dashboard#/{place}")
-        view = place.partition("/")[0].partition("?")[0]
+        self.shown(place.partition("/")[0].partition("?")[0])
+
+    def shown(self, view: str) -> None:
+        """Wait until a view shows figures."""
         self.page.wait_for_function(
             "view => document.documentElement.dataset.shown === view", arg=view, timeout=300_000
         )
@@ -156,20 +164,45 @@ def test_a_view(
         found.check()
 
 
-def test_the_first_paint_comes_within_a_second(browser: Browser, governor: tuple[GovernorApp, str]) -> None:
-    """And the figures soon after. The best of three: the machine has other work, too."""
-    paints, figures = [], []
+def test_the_first_paint_waits_for_a_few_small_files(
+    browser: Browser, governor: tuple[GovernorApp, str]
+) -> None:
+    """It comes before any figures, and before the scripts that draw them; these come with one more answer of
+    the governor. How long it took here is in build/dashboard/times.json."""
+    times = []
     for _ in range(3):
         with browser.new_context() as context:
             found = Watched(context, governor[1])
-            began = time.monotonic()
-            found.show("overview")
-            figures.append(time.monotonic() - began)
-            paints.append(
-                found.page.evaluate("performance.getEntriesByName('first-contentful-paint')[0].startTime")
-            )
-    assert min(paints) < FIRST_PAINT_MS, paints
-    assert min(figures) < 3.0, figures
+            times.append(painted_early(found))
+            found.check()
+    PICTURES.mkdir(parents=True, exist_ok=True)
+    (PICTURES / "times.json").write_text(json.dumps(times, indent=1))
+
+
+def painted_early(watched: Watched) -> dict[str, float]:
+    """Looks at the overview, held back until the first paint; milliseconds until then, and from there to the
+    figures."""
+    page = watched.page
+    held: list[Route] = []
+    page.route(LATER, lambda route: held.append(route))
+    page.goto(f"{watched.origin}/dashboard#/overview", wait_until="commit")
+    paint = "performance.getEntriesByName('first-contentful-paint')[0]?.startTime"
+    painted: float = page.wait_for_function(paint).json_value()
+    sizes = page.evaluate(
+        "[...performance.getEntriesByType('navigation'), ...performance.getEntriesByType('resource')]"
+        ".filter(file => file.responseEnd).map(file => file.encodedBodySize)"
+    )
+    assert len(sizes) <= MOST_FILES and sum(sizes) < MOST_BYTES, sizes
+    expect(page.locator("#view")).to_have_text("Reading the records…")
+    answers: list[str] = []
+    page.on("request", lambda request: answers.append(request.url.removeprefix(watched.origin)))
+    began = time.monotonic()
+    page.unroute(LATER)
+    for route in held:
+        route.continue_()
+    watched.shown("overview")
+    assert [path for path in answers if "/static/" not in path] == ["/dashboard/events"]
+    return {"first_paint_ms": painted, "figures_ms": 1000 * (time.monotonic() - began)}
 
 
 def test_the_figures_go_on_by_themselves(watched: Watched) -> None:
@@ -260,9 +293,9 @@ def test_tools_are_put_in_order(watched: Watched) -> None:
     watched.show("tools")
     page = watched.page
     page.get_by_role("button", name="Tool", exact=True).click()
+    expect(page.locator("th[aria-sort=ascending]")).to_have_text("Tool ▴")
     names = page.locator("tbody th").all_inner_texts()
     assert names == sorted(names)
-    expect(page.locator("th[aria-sort=ascending]")).to_have_text("Tool ▴")
 
 
 def test_the_theme_that_was_chosen_stays(watched: Watched) -> None:

@@ -73,7 +73,6 @@ async def test_a_gate_is_asked_at_the_thresholds_that_each_bound_certifies(tmp_p
     assert all(gate["certified"] for gate in gates[-5:])
 
 
-@pytest.mark.timeout(240)
 async def test_a_process_of_its_own_says_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     """It gets the records in parts, and is asked once for all who want to know."""
     monkeypatch.setattr(whatif, "CHUNK", 16)

@@ -22,6 +22,8 @@ from governor_server.feedback import OUTCOMES, Feedback
 from governor_server.settings import Settings
 from governor_server.store import Item, Table, records_table
 from governor_server.transcripts import TRANSCRIPTS
+from governor_server.turns import TURNS
+from tests.server.logs import turns
 
 TOOLS = (("search", 0.35), ("lookup", 0.55), ("get_weather", 0.8), ("read_file", 0.6), ("send_email", 1.0))
 """Each with how often its result changes the answer."""
@@ -151,6 +153,7 @@ def fill(config: Settings, conversations: int, seed: int = 1, over_s: float = 36
     with contextlib.closing(sqlite3.connect(config.store.path)) as file:
         _write(file, records_table(config.store.keep_text), records)
         _write(file, TRANSCRIPTS, said)
+        _write(file, TURNS, turns(records))
         _write(file, OUTCOMES, told)
 
 
@@ -190,8 +193,11 @@ def arriving(app: GovernorApp, each_second: int, first: int = 1_000_000) -> Iter
         begin = time.monotonic()
         while not stop.is_set():
             while number - first < each_second * (time.monotonic() - begin):
-                for record in conversation(number, time.time(), lots):
+                talk = conversation(number, time.time(), lots)
+                for record in talk:
                     app.store.put(record)
+                for turn in turns(talk):
+                    app.turns.put(turn)
                 number += 1
             stop.wait(0.05)
 

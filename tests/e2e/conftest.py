@@ -9,11 +9,12 @@ from pathlib import Path
 
 import pytest
 
+from governor_server import app
 from governor_server.engine import Engine
 from governor_server.settings import EngineSettings
 
 HERE = Path(__file__).parent
-TIMEOUT_S = 900
+TIMEOUT_S = 1800
 """Of the first test: it waits for the engine, which takes minutes where many things run at once."""
 
 
@@ -22,6 +23,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if item.path.is_relative_to(HERE):
             item.add_marker(pytest.mark.e2e)
             item.add_marker(pytest.mark.timeout(TIMEOUT_S))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def patient() -> Iterator[None]:
+    """An engine on cores that are busy with something else is slow to say that it is there."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(app, "READY_TIMEOUT_S", 60.0)
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -36,7 +36,7 @@ ENVIRONMENT = {
     "LANGSMITH_TRACING": "false",
     "LANGCHAIN_TRACING_V2": "false",
 }
-TIMEOUT_S = 300
+TIMEOUT_S = 900
 pytestmark = pytest.mark.timeout(TIMEOUT_S + 60)
 
 KNOWN = "Please double-check: what is the capital of France?"

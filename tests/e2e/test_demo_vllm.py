@@ -21,7 +21,7 @@ def test_the_demonstration_keeps_its_promises(engine: Engine, tmp_path: Path) ->
     """Far fewer calls and fewer tokens at the same accuracy; hardly a needed call withheld, no effectful
     one."""
     command = [*DEMO, "--upstream", engine.url, "--questions", "80", "--out", str(tmp_path)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=800, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=1700, check=False)
     assert done.returncode == 0, done.stderr
     summary = json.loads((tmp_path / "summary.json").read_text("utf-8"))
     before, after = summary["ungoverned"], summary["governed"]
@@ -44,12 +44,12 @@ def test_ctrl_c_leaves_nothing_running(engine: Engine, tmp_path: Path) -> None:
     with subprocess.Popen(
         command, env={**os.environ, "DEMO_MARK": mark}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
     ) as demo:
-        _wait_for(lambda: len(_marked(mark)) >= 5, 120)
+        _wait_for(lambda: len(_marked(mark)) >= 5, 600)
         demo.send_signal(signal.SIGINT)
-        output, _ = demo.communicate(timeout=60)
+        output, _ = demo.communicate(timeout=300)
     assert demo.returncode == 130
     assert b"Traceback" not in output
-    _wait_for(lambda: not _marked(mark), 10)
+    _wait_for(lambda: not _marked(mark), 60)
 
 
 def _marked(mark: str) -> list[int]:

@@ -36,7 +36,7 @@ def test_the_doctor_finds_the_bundled_engine_fit_for_every_tier(
     system = {"role": "system", "content": "Answer with the help of the tools."}
     request = {"messages": [system, {"role": "user", "content": QUESTION}], "tools": ANSWERING}
     (tmp_path / "request.json").write_text(json.dumps(request))
-    command = ["doctor", "--upstream", engine.url, "--tools", "request.json", "--timeout", "120", "--json"]
+    command = ["doctor", "--upstream", engine.url, "--tools", "request.json", "--timeout", "600", "--json"]
     code = main(command)
     report = json.loads(capsys.readouterr().out)
     seen = {check["check"]: (check["result"], check["seen"]) for check in report["checks"]}

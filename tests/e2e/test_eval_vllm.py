@@ -19,7 +19,7 @@ def test_an_evaluation_holds_together(engine: Engine, tmp_path: Path) -> None:
     of none makes no call, and the figures of the parts agree."""
     size = ["--tasks", str(TASKS), "--seeds", "1", "--learn", "240", "--timed", "20", "--max-harm", "0.1"]
     command = [*EVAL, "--upstream", engine.url, *size, "--policies", *POLICIES, "--out", str(tmp_path)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=850, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=1700, check=False)
     assert done.returncode == 0, done.stderr
     summary = json.loads((tmp_path / "summary.json").read_text("utf-8"))
     points = {f"{one['policy']} {one['setting']}".strip(): one for one in summary["policies"]}

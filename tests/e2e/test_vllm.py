@@ -22,7 +22,7 @@ def post(engine: Engine, path: str, body: Mapping[str, Any]) -> dict[str, Any]:
     request = urllib.request.Request(
         engine.url + path, json.dumps(body).encode(), {"Content-Type": "application/json"}
     )
-    with urllib.request.urlopen(request, timeout=120) as response:
+    with urllib.request.urlopen(request, timeout=600) as response:
         answer: dict[str, Any] = json.load(response)
         return answer
 

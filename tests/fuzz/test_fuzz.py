@@ -105,6 +105,6 @@ def test_mutations_change_what_they_are_given() -> None:
 async def test_a_short_round_finds_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """`make fuzz` goes on for longer."""
     monkeypatch.setattr(command, "OUT", tmp_path)
-    fuzz = command.Fuzz(7, 50.0, Console(StringIO()), range(10))
+    fuzz = command.Fuzz(7, 250.0, Console(StringIO()), range(10))
     await fuzz.run()
     assert (fuzz.played, fuzz.findings) == (20, [])

@@ -3,8 +3,10 @@ that it does not understand."""
 
 from __future__ import annotations
 
+import gc
 import json
 import time
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -136,22 +138,32 @@ def test_any_list_of_tools_is_read(tools: list[Any]) -> None:
     assert step.body is not None
 
 
+@pytest.fixture
+def uncollected() -> Iterator[None]:
+    """What the garbage collector takes depends on all tests before."""
+    gc.disable()
+    yield
+    gc.enable()
+
+
+@pytest.mark.usefixtures("uncollected")
 @pytest.mark.parametrize("names", [1, 40], ids=["the same call", "forty calls"])
 def test_thousands_of_calls_take_no_more_than_their_share(names: int) -> None:
     """An agent that ran all night: judging one more call grows with what came before, not with its square.
     Four times the calls may take eight times as long, where the square would take sixteen; the best of
     several, for the machine has other work."""
-    short, long = (min(seconds(calls, names) for _ in range(3)) for calls in (1000, 4000))
+    both = [(seconds(1000, names), seconds(4000, names)) for _ in range(5)]
+    short, long = map(min, zip(*both, strict=True))
     assert long < 8 * short
 
 
 def seconds(count: int, names: int) -> float:
-    """Of processor time, for a request with so many calls in its history, of so many different ones."""
+    """Of this thread's, for a request with so many calls in its history, of so many different ones."""
     calls = [(f"c{place}", "lookup", json.dumps({"country": f"X{place % names}"})) for place in range(count)]
     history = [message for call in calls for message in made(call, results=["It is so. " * 10])]
     governance = replace(EVERYTHING, catalog=ToolCatalog(read_only=("lookup",)))
     known = {f"c{place}": record(f"c{place}") for place in range(0, count, 200)}
-    began = time.process_time()
+    began = time.thread_time()
     exchange = Exchange(chat(QUESTION, *history), governance, records=known, conversation="talk")
     exchange.admission()
     exchange.receive_response(Generated(calls=[("new", *NORWAY[1:])]).response())
@@ -160,7 +172,7 @@ def seconds(count: int, names: int) -> float:
         step = exchange.probe_failed("timeout")
     exchange.records()
     assert len(exchange.decisions) == 1
-    return time.process_time() - began
+    return time.thread_time() - began
 
 
 @pytest.mark.parametrize("usage", ["none", [1], {"prompt_tokens": -5, "completion_tokens": "x"}, {}])

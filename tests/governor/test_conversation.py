@@ -65,8 +65,8 @@ def test_a_reused_id_belongs_to_the_newest_call() -> None:
     assert [executed.result for executed in executed_calls(messages, CATALOG)] == ["one", "two"]
 
 
-def test_the_calls_with_results_come_in_the_order_of_these() -> None:
-    """An id that is used again is the last call's that has a result; results of no call are left out."""
+def test_the_calls_with_results_come_in_the_order_in_which_they_were_made() -> None:
+    """Each under a name of its own, also where ids are used again; results of no call are left out."""
     messages = [
         user(),
         asked(("a", "lookup"), ("b", "send"), ("c", "lookup")),
@@ -75,12 +75,44 @@ def test_the_calls_with_results_come_in_the_order_of_these() -> None:
         told("x", "?"),
         asked(("b", "search")),
     ]
-    assert [(call.id, call.call.name) for call in answered_calls(messages)] == [
-        ("b", "send"),
-        ("a", "lookup"),
+    calls = answered_calls(messages)
+    assert [(call.key, call.call.name, call.fresh) for call in calls] == [
+        ("a", "lookup", False),
+        ("b", "send", False),
     ]
-    later = answered_calls([*messages, told("b", "found")])
-    assert [(call.id, call.call.name) for call in later] == [("a", "lookup"), ("b", "search")]
+    *_, later = answered_calls([*messages, told("b", "found")])
+    assert (later.call.id, later.call.name, later.fresh, later.outcome) == ("b", "search", True, Outcome.OK)
+    assert later.key not in {call.key for call in calls}
+
+
+ids = st.sampled_from(["", "", "lookup:0", "lookup:0", "a", "b"])
+
+
+@given(
+    st.lists(st.lists(ids, min_size=1, max_size=4), max_size=4),
+    st.sampled_from(["kept", "missing", "made up"]),
+)
+def test_every_result_finds_its_call(turns: list[list[str]], told_by: str) -> None:
+    """Ids may be missing, empty, equal within a message, or begin anew in each message: the order in which
+    the results come tells the rest."""
+    messages: list[dict[str, Any]] = []
+    for number, turn in enumerate(turns):
+        messages.append(asked(*((id, f"tool{number}.{place}") for place, id in enumerate(turn))))
+        for place, id in enumerate(turn):
+            result = told(id, f"{number}.{place}")
+            if not id and told_by == "missing":
+                del result["tool_call_id"]
+            elif not id and told_by == "made up":
+                result["tool_call_id"] = f"new{number}.{place}"
+            messages.append(result)
+    executed = executed_calls(messages, CATALOG)
+    assert [done.call.name for done in executed] == [f"tool{done.result}" for done in executed]
+    calls = answered_calls(messages)
+    assert [call.call.name for call in calls] == [done.call.name for done in executed]
+    assert len({call.key for call in calls}) == len(calls) == sum(map(len, turns))
+    assert [call.fresh for call in calls] == [
+        call.call.name.startswith(f"tool{len(turns) - 1}.") for call in calls
+    ]
 
 
 def test_an_origin_is_of_the_question_and_the_call() -> None:

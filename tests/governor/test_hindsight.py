@@ -13,9 +13,11 @@ from hypothesis import strategies as st
 
 from governor.calls import ToolCatalog
 from governor.certificate import upper_bound
+from governor.conversations import conversations
+from governor.conversations import observed as only_observed
 from governor.exchange import Ask, Exchange
 from governor.governance import Governance
-from governor.hindsight import Fate, Summary, conversations, judged, untouched
+from governor.hindsight import Fate, Summary, judged
 from governor.labels import Label
 from governor.policies import Evidence, Judgement, Policy, ThresholdPolicy, policy
 from governor.probe import ProbeAnswer
@@ -98,7 +100,7 @@ def test_hindsight_on_a_log_is_what_the_policy_does_live(
     live = [record.decision["proposed"] != "pass" for record in observed(turns, policy)]
     stored = [record.as_dict(keep_text=keep_text) for record in observed(turns, ThresholdPolicy())]
     log = [CallRecord.from_dict(json.loads(json.dumps(row))) for row in reversed(stored)]
-    found = [call for calls in conversations(log) for call in judged(calls, policy)]
+    found = [call for calls in conversations(log).values() for call in judged(calls, policy)]
     assert [call.fate is Fate.WITHHOLD for call in found] == live
     assert all(call.fate is not Fate.UNKNOWN for call in found)
 
@@ -147,16 +149,16 @@ def test_what_was_withheld_live_is_behind_too() -> None:
     found = judged([withheld, record(1), record(2)], policy("cap", calls=1))
     assert [call.fate for call in found] == [Fate.PASS, Fate.PASS, Fate.WITHHOLD]
     assert not any(call.first for call in found)
-    assert not untouched([withheld])
-    assert not untouched([record(0, arm="governed")])
-    assert untouched([record(0, arm="holdout")])
+    assert not only_observed([withheld])
+    assert not only_observed([record(0, arm="governed")])
+    assert only_observed([record(0, arm="holdout")])
 
 
 def test_a_call_asked_again_after_a_notice_passes() -> None:
     """Notice and repeat have the same time and step, being of one request."""
     notice = decided(record(1), action="notice")
     again = replace(record(1, call_id="again"), signature=notice.signature)
-    (calls,) = conversations([again, record(0), notice])
+    (calls,) = conversations([again, record(0), notice]).values()
     assert [call.call_id for call in calls] == ["talk 0", "talk 1", "again"]
     found = judged(calls, policy("cap", calls=1))
     assert [call.fate for call in found] == [Fate.PASS, Fate.WITHHOLD, Fate.PASS]
@@ -171,10 +173,10 @@ def test_a_missing_probe_is_unknown_and_a_failed_one_passes() -> None:
     assert [call.fate for call in judged([silent], policy("cap", calls=0))] == [Fate.WITHHOLD]
 
 
-def test_the_last_record_of_a_call_counts() -> None:
+def test_two_records_of_a_call_count_as_one() -> None:
     """A file that was appended to holds what was known first, and what was known later."""
     early, late = record(0, probe_after=None), record(0)
-    assert conversations([early, late, record(1)]) == [(late, record(1))]
+    assert list(conversations([late, early, record(1)]).values()) == [(late, record(1))]
 
 
 def test_an_error_of_the_policy_passes() -> None:

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from governor.request import ClientView, Untouched, fresh_result_ids, result_ids, untouched
+from governor.request import ClientView, Untouched, untouched
 from tests.wire.generated import Generated, chat, made
 from tests.wire.recorded import recorded
 
@@ -148,17 +148,6 @@ def test_an_error_in_the_stream_is_not_touched() -> None:
     """vLLM tells a failure in the middle of a stream as an event of its own."""
     error = {"error": {"message": "boom", "type": "InternalServerError", "code": 500}}
     assert ClientView.of(chat(), 20).chunk(error) is error
-
-
-def test_results_are_found_by_the_ids_that_the_client_echoes() -> None:
-    """All of them name the conversation; those after the last assistant message are new."""
-    question = {"role": "user", "content": "?"}
-    first, second = made(CALL), made(("c2", "lookup", "{}"), ("c3", "lookup", "{}"), results=["a", "b"])
-    body = chat(question, *first, *second)
-    assert result_ids(body) == ("c1", "c2", "c3")
-    assert fresh_result_ids(body) == {"c2", "c3"}
-    assert result_ids(chat(question, *first, *second, *first)) == ("c2", "c3", "c1")
-    assert fresh_result_ids(chat(question, *first, {"role": "user", "content": "and?"})) == {"c1"}
 
 
 def _seen(view: ClientView, chunks: list[dict[str, Any]]) -> list[Mapping[str, Any]]:

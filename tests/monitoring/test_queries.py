@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import math
 import sys
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -20,16 +22,14 @@ import yaml
 from governor.calls import schemas_of
 from governor.gate import ToolWeights
 from governor.standing import Standing, kept
-from governor_server.engine import free_port
 from scripts import metrics_reference
 from tests.binaries import binary
 from tests.governor.test_calibrated import GATE
 from tests.monitoring.dashboards import NAMES, ROOT, dashboard, queries
 from tests.monitoring.load import Player, converse
+from tests.server.waiting import port_of_its_own
 from tests.wire.generated import tool
 
-SECONDS = 12.0
-"""Of load, after which every series has been scraped several times."""
 DEADLINE_S = 240.0
 VARIABLES = {
     "job": "governor",
@@ -39,7 +39,7 @@ VARIABLES = {
     "__range": "5m",
 }
 
-pytestmark = pytest.mark.timeout(2 * DEADLINE_S)
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(2 * DEADLINE_S)]
 
 
 def _read(log: Path) -> str:
@@ -114,16 +114,26 @@ def prometheus_settings(folder: Path, targets: dict[str, str]) -> Path:
     return path
 
 
-async def keep_asking(base: str, seconds: float) -> int:
-    """Four agents for so long, and at least twenty conversations; returns how many there were."""
-    number = 0
-    end = time.monotonic() + seconds
+async def ask(base: str, conversations: Iterable[int]) -> None:
+    """So many more, of four agents."""
     async with aiohttp.ClientSession(base) as session:
-        while time.monotonic() < end or number < 20:
-            await asyncio.gather(*(converse(session, number + agent) for agent in range(4)))
-            number += 4
-            await asyncio.sleep(0.2)
-    return number
+        for four in batched(conversations, 4):
+            await asyncio.gather(*(converse(session, number) for number in four))
+
+
+def batched(numbers: Iterable[int], size: int) -> Iterator[list[int]]:
+    """In parts."""
+    left = iter(numbers)
+    return iter(lambda: list(islice(left, size)), [])
+
+
+async def without_data(session: aiohttp.ClientSession) -> list[tuple[str, str, str]]:
+    """The panels and the recording rules that have no data yet."""
+    panels = [
+        (query.dashboard, query.panel, query.filled(VARIABLES)) for name in NAMES for query in queries(name)
+    ]
+    recorded = [("", "", rule["record"]) for rule in metrics_reference.rules() if "record" in rule]
+    return [wanted for wanted in [*panels, *recorded] if not await values(session, wanted[2])]
 
 
 async def asked(session: aiohttp.ClientSession, path: str, **parameters: str) -> Any:
@@ -146,7 +156,7 @@ async def test_no_panel_stays_empty(tmp_path: Path) -> None:
     player = Player()
     server = await asyncio.start_server(player.serve, "127.0.0.1", 0)
     upstream = f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
-    ours, theirs = (free_port("127.0.0.1", 0) for _ in range(2))
+    ours, theirs = (port_of_its_own() for _ in range(2))
     governor_log, prometheus_log = tmp_path / "governor.log", tmp_path / "prometheus.log"
     settings = governor_settings(tmp_path, f"http://{upstream}", ours)
     scraping = prometheus_settings(tmp_path, {"governor": f"127.0.0.1:{ours}", "vllm": upstream})
@@ -158,17 +168,14 @@ async def test_no_panel_stays_empty(tmp_path: Path) -> None:
         aiohttp.ClientSession(f"http://127.0.0.1:{theirs}") as session,
     ):
         await answers(governor, "/readyz", governor_log)
-        await keep_asking(f"http://127.0.0.1:{ours}", 0.0)
+        numbers = itertools.count()
+        await ask(f"http://127.0.0.1:{ours}", islice(numbers, 20))
         async with process(prometheus, "--config.file", str(scraping), *storage, log=prometheus_log):
             await answers(session, "/-/ready", prometheus_log)
-            await keep_asking(f"http://127.0.0.1:{ours}", SECONDS)
-            empty = [
-                (query.dashboard, query.panel, query.expression)
-                for name in NAMES
-                for query in queries(name)
-                if not await values(session, query.filled(VARIABLES))
-            ]
-            assert empty == []
+            deadline = time.monotonic() + DEADLINE_S
+            while empty := await without_data(session):
+                assert time.monotonic() < deadline, empty
+                await ask(f"http://127.0.0.1:{ours}", islice(numbers, 20))
             for name in NAMES:
                 await _variables_have_values(session, name)
             await _rules_are_well(session)
@@ -190,6 +197,3 @@ async def _rules_are_well(session: aiohttp.ClientSession) -> None:
     rules = [rule for group in groups for rule in group["rules"]]
     assert len(rules) == len(metrics_reference.rules())
     assert [rule["lastError"] for rule in rules if rule.get("lastError")] == []
-    for rule in metrics_reference.rules():
-        if "record" in rule:
-            assert await values(session, rule["record"]), rule["record"]

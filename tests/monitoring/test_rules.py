@@ -34,7 +34,6 @@ def test_the_configuration_is_valid() -> None:
     promtool("check", "config", "--syntax-only", ROOT / "monitoring" / "prometheus" / "prometheus.yaml")
 
 
-@pytest.mark.timeout(300)
 def test_alerts_fire_when_they_should_and_only_then() -> None:
     """By promtool, on series written for each."""
     promtool("test", "rules", CASES)

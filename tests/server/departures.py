@@ -8,6 +8,7 @@ from contextlib import suppress
 from typing import Any
 
 from tests.server.scripted_upstream import Proxied, ScriptedUpstream
+from tests.server.waiting import PATIENCE_S, within
 
 WITHIN_S = 1.0
 """How soon upstream must learn of it: a slot of the engine generates for nobody until then."""
@@ -16,7 +17,7 @@ WITHIN_S = 1.0
 async def leave(proxy: Proxied, upstream: ScriptedUpstream, body: Mapping[str, Any], requests: int) -> None:
     """Ask, go away once upstream was asked so many times, and see that upstream learns of it in time."""
     asking = asyncio.create_task(proxy.chat(body))
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(PATIENCE_S):
         while len(upstream.received) < requests:
             upstream.asked.clear()
             await upstream.asked.wait()
@@ -24,5 +25,4 @@ async def leave(proxy: Proxied, upstream: ScriptedUpstream, body: Mapping[str, A
     asking.cancel()
     with suppress(asyncio.CancelledError):
         await asking
-    async with asyncio.timeout(WITHIN_S):
-        await upstream.gone.acquire()
+    await within(WITHIN_S, upstream.gone.acquire())

@@ -1,7 +1,7 @@
 """A stand-in for vLLM's API server, and the directory that makes Python take it for the real one.
 
-`--fake WORD` in its arguments chooses what it does: `die` at once with an error, `die-soon` after it was
-ready, `hang` without ever answering, `refuse` every chat request.
+`--fake WORD` in its arguments chooses what it does: `die` at once with an error, `hang` without ever
+answering, `refuse` every chat request. One that serves dies when it is told to by `end`.
 """
 
 from __future__ import annotations
@@ -48,6 +48,11 @@ def diary(directory: Path, word: str) -> list[str]:
     path = directory / "diary"
     lines = path.read_text().splitlines() if path.exists() else []
     return [line.split(" ", 1)[1] for line in lines if line.startswith(f"{word} ")]
+
+
+def end(directory: Path) -> None:
+    """Make the fake that serves die, as if it had crashed."""
+    (directory / "end").touch()
 
 
 def alive(directory: Path) -> list[int]:
@@ -102,9 +107,20 @@ def main() -> None:
         time.sleep(1000)
     port = int(sys.argv[sys.argv.index("--port") + 1])
     server = ThreadingHTTPServer(("127.0.0.1", port), Handler)
-    if "die-soon" in sys.argv:
-        threading.Timer(1.0, lambda: os._exit(3)).start()
+    threading.Thread(target=await_end, daemon=True).start()
     server.serve_forever()
+
+
+def await_end() -> None:
+    """Die once, when there is the file that `end` makes."""
+    order = Path(os.environ["FAKE_VLLM_DIARY"]).with_name("end")
+    while True:
+        try:
+            order.unlink()
+        except FileNotFoundError:
+            time.sleep(0.02)
+        else:
+            os._exit(3)
 
 
 if __name__ == "__main__":

@@ -9,6 +9,8 @@ from governor.calls import ToolCall
 from governor.conversation import AnsweredCall, origin
 from governor.probe import ProbeAnswer
 from governor.records import CallRecord
+from governor_server.store import RecordStore
+from tests.server.waiting import PATIENCE_S
 
 SECRET = "the capital of Nauru"
 ARGUMENTS = f'{{"q":"{SECRET}"}}'
@@ -56,11 +58,18 @@ def record(
 
 def answered(call_id: str, asked: str = "", arguments: str = ARGUMENTS) -> AnsweredCall:
     """The call of such a record, as a history has it."""
-    return AnsweredCall(ToolCall(call_id, 0, "search", arguments), asked)
+    return AnsweredCall(ToolCall(call_id, 0, "search", arguments), asked, call_id)
+
+
+def kept(store: RecordStore, conversation: str, call_id: str) -> CallRecord | None:
+    """What a store has of the only call of a conversation with this id."""
+    found = [each for each in store.of_conversation(conversation) if each.call_id == call_id]
+    assert len(found) <= 1
+    return found[0] if found else None
 
 
 def until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + PATIENCE_S
     while not condition():
-        assert time.monotonic() < deadline, "nothing happened for 10 s"
+        assert time.monotonic() < deadline, f"nothing happened for {PATIENCE_S} s"
         time.sleep(0.01)

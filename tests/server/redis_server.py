@@ -14,6 +14,7 @@ from typing import Any
 import redis
 
 from tests.binaries import binary, environment
+from tests.server.waiting import PATIENCE_S
 
 
 class RedisServer:
@@ -32,7 +33,7 @@ class RedisServer:
         self._process = subprocess.Popen(
             [self._program, *options], cwd=self._directory, env=environment(self._program)
         )
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + PATIENCE_S
         while True:
             try:
                 self.client.ping()

@@ -19,6 +19,7 @@ from prometheus_client import CollectorRegistry
 from governor_server.app import GovernorApp, create_app
 from governor_server.serve import configuration
 from governor_server.settings import Settings
+from tests.server.waiting import eventually
 from tests.wire.generated import Generated, stream_bytes
 from tests.wire.recorded import Recorded
 
@@ -251,11 +252,23 @@ class Proxied:
         self.app.metrics.render()
         return self.app.metrics.registry.get_sample_value(name, labels) or 0.0
 
-    async def until(self, metric: str, value: float, *, within_s: float = 10) -> None:
-        """Returns once a metric without labels has that value. Raises TimeoutError."""
-        async with asyncio.timeout(within_s):
-            while self.metric(metric) != value:  # noqa: ASYNC110
-                await asyncio.sleep(0.01)
+    async def until(self, metric: str, value: float, **labels: str) -> None:
+        """Returns once a metric has that value. Raises TimeoutError."""
+        await eventually(lambda: self.metric(metric, **labels) == value)
+
+
+class PromptServer(uvicorn.Server):
+    """One that looks whether it has ended when it has, and not ten times a second."""
+
+    def __init__(self, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self.serving = asyncio.get_running_loop().create_future()
+        self.ended = asyncio.Event()
+
+    async def main_loop(self) -> None:
+        await self.on_tick(0)
+        self.serving.set_result(None)
+        await self.ended.wait()
 
 
 @asynccontextmanager
@@ -284,15 +297,14 @@ async def proxied(
         settings, upstream_url=url, registry=registry, call_start_id=call_start_id, vocab_size=4096
     )
     bound = socket.create_server(("127.0.0.1", 0))
-    server = uvicorn.Server(configuration(settings, app))
+    server = PromptServer(configuration(settings, app))
     serving = asyncio.create_task(server.serve([bound]))
     try:
-        while not server.started:  # noqa: ASYNC110
-            await asyncio.sleep(0.005)
+        await asyncio.wait({serving, server.serving}, return_when=asyncio.FIRST_COMPLETED)
         base = f"http://127.0.0.1:{bound.getsockname()[1]}"
         async with aiohttp.ClientSession(base, auto_decompress=False) as client:
             yield Proxied(app, client, base)
     finally:
-        server.should_exit = True
+        server.ended.set()
         await serving
         bound.close()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import AbstractAsyncContextManager
@@ -10,10 +11,10 @@ from contextlib import AbstractAsyncContextManager
 import pytest
 
 from governor_server.balancer import Balancer, Member, Replica, UpstreamSettings
-from governor_server.engine import free_port
 from governor_server.upstream import Upstream
 from tests.server.bodies import answer
 from tests.server.scripted_upstream import HANG, Answer, Proxied, ScriptedUpstream, proxied, scripted
+from tests.server.waiting import PATIENCE_S, refusing_port
 from tests.wire.generated import Generated, chat
 
 PLAIN = answer(Generated(content="Oslo."), False)
@@ -77,32 +78,32 @@ async def test_what_belongs_to_no_conversation_goes_where_least_is_running() -> 
 
 async def test_a_server_that_is_not_there_is_passed_over() -> None:
     """Its conversations go to the next one, which is told by a metric; nobody reads an error."""
-    dead = f"http://127.0.0.1:{free_port('127.0.0.1', 0)}"
-    async with scripted(*[PLAIN] * 20) as one, pair(one, dead) as proxy:
-        statuses = [(await proxy.chat(chat(), x_governor_conversation=str(talk)))[0] for talk in range(12)]
-        assert proxy.metric("governor_upstream_up", upstream=dead) == 0
-        assert proxy.metric("governor_upstream_up", upstream=one.url) == 1
+    with refusing_port() as port:
+        dead = f"http://127.0.0.1:{port}"
+        async with scripted(*[PLAIN] * 20) as one, pair(one, dead) as proxy:
+            talks = map(str, range(12))
+            statuses = [(await proxy.chat(chat(), x_governor_conversation=talk))[0] for talk in talks]
+            assert proxy.metric("governor_upstream_up", upstream=dead) == 0
+            assert proxy.metric("governor_upstream_up", upstream=one.url) == 1
     assert statuses == [200] * 12
 
 
 async def test_a_server_that_comes_back_is_found() -> None:
     """By its health check, and without a request that had to fail first."""
-    port = free_port("127.0.0.1", 0)
     heard: asyncio.Queue[bool] = asyncio.Queue()
     upstream = ScriptedUpstream()
-    balancer = Balancer(
-        [
-            Member(Upstream(f"http://127.0.0.1:{port}")),
-            Member(Upstream(f"http://127.0.0.1:{free_port('127.0.0.1', 0)}")),
-        ],
-        health_interval_s=0.05,
-        on_health=lambda url, healthy: heard.put_nowait(healthy) if url.endswith(f":{port}") else None,
-    )
-    async with balancer:
-        async with asyncio.timeout(20):
+    with refusing_port() as other, socket.socket() as door:
+        door.bind(("127.0.0.1", 0))
+        port = door.getsockname()[1]
+        balancer = Balancer(
+            [Member(Upstream(f"http://127.0.0.1:{number}")) for number in (port, other)],
+            health_interval_s=0.05,
+            on_health=lambda url, healthy: heard.put_nowait(healthy) if url.endswith(f":{port}") else None,
+        )
+        async with balancer, asyncio.timeout(PATIENCE_S):
             while await heard.get():
                 pass
-            server = await asyncio.start_server(upstream.serve, "127.0.0.1", port)
+            server = await asyncio.start_server(upstream.serve, sock=door)
             while not await heard.get():
                 pass
         server.close()

@@ -20,6 +20,7 @@ import pytest
 from governor_server.cli import main
 from governor_server.console import Console
 from tests.server import fake_vllm
+from tests.server.waiting import PATIENCE_S
 
 
 @pytest.fixture(autouse=True)
@@ -28,6 +29,7 @@ def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
     monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setenv("GOVERNOR_SERVER__DRAIN_DELAY_S", "0")
 
 
 @pytest.fixture
@@ -82,7 +84,7 @@ class Governor:
 
 
 @contextmanager
-def governor(directory: Path, *arguments: str, patience_s: float = 30) -> Iterator[Governor]:
+def governor(directory: Path, *arguments: str, patience_s: float = PATIENCE_S) -> Iterator[Governor]:
     log = directory / "stderr"
     with log.open("wb") as file:
         process = subprocess.Popen([sys.executable, "-m", "governor_server.cli", *arguments], stderr=file)
@@ -94,7 +96,7 @@ def governor(directory: Path, *arguments: str, patience_s: float = 30) -> Iterat
 
 
 def get(port: int, path: str) -> int:
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=PATIENCE_S)
     connection.request("GET", path)
     status = connection.getresponse().status
     connection.close()
@@ -228,7 +230,7 @@ def test_an_engine_that_cannot_start_ends_the_command(
     log = tmp_path / "vllm.log"
     monkeypatch.setenv("GOVERNOR_ENGINE__LOG_FILE", str(log))
     with governor(tmp_path, "serve", "--model", model, "--port", "0", "--", "--fake", "die") as run:
-        assert run.process.wait(30) == 1
+        assert run.ended() == 1
         assert fake_vllm.LAST_WORDS in run.read().splitlines()[-1]
         assert "Traceback" not in run.read()
         assert log.exists()
@@ -239,8 +241,10 @@ def test_an_engine_that_keeps_dying_ends_the_command(tmp_path: Path, monkeypatch
     fake_vllm.install(tmp_path, monkeypatch)
     model = fake_vllm.model(tmp_path)
     monkeypatch.setenv("GOVERNOR_ENGINE__MAX_QUICK_DEATHS", "1")
-    with governor(tmp_path, "serve", "--model", model, "--port", "0", "--", "--fake", "die-soon") as run:
-        assert run.process.wait(30) == 1
+    with governor(tmp_path, "serve", "--model", model, "--port", "0") as run:
+        run.ready()
+        fake_vllm.end(tmp_path)
+        assert run.ended() == 1
         assert "giving up" in run.read().splitlines()[-1]
 
 

@@ -18,6 +18,7 @@ from governor_server.errors import EngineError, PortInUse
 from governor_server.launch import Build, Model
 from governor_server.settings import EngineSettings
 from tests.server import fake_vllm
+from tests.server.waiting import PATIENCE_S
 
 
 @pytest.fixture
@@ -36,9 +37,9 @@ def settings(fake: Path, *behaviour: str, **changes: object) -> EngineSettings:
 
 
 def until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + PATIENCE_S
     while not condition():
-        assert time.monotonic() < deadline, "nothing happened for 20 s"
+        assert time.monotonic() < deadline, f"nothing happened for {PATIENCE_S} s"
         time.sleep(0.02)
 
 
@@ -125,12 +126,13 @@ def test_it_is_started_again_when_it_dies(fake: Path) -> None:
     """At the same address, and ready before it is said to be."""
     said: queue.Queue[str] = queue.Queue()
     restarts: list[int] = []
-    engine = Engine(settings(fake, "die-soon", quick_death_s=0.1), said.put)
+    engine = Engine(settings(fake), said.put)
     with engine:
         engine.wait_ready()
         engine.supervise(lambda error: None, on_restart=lambda: restarts.append(1))
-        until(lambda: sum("is ready" in line for line in list(said.queue)) >= 2)
-    assert engine.restarts == len(restarts) >= 1
+        fake_vllm.end(fake)
+        until(lambda: sum("is ready" in line for line in list(said.queue)) == 2)
+    assert engine.restarts == len(restarts) == 1
     ports = {
         json.loads(line)[json.loads(line).index("--port") + 1] for line in fake_vllm.diary(fake, "arguments")
     }
@@ -143,7 +145,7 @@ def test_it_is_given_up_after_several_quick_deaths(fake: Path) -> None:
     engine = Engine(settings(fake, "die", max_quick_deaths=2))
     with engine:
         engine.supervise(failures.put)
-        message = str(failures.get(timeout=20))
+        message = str(failures.get(timeout=PATIENCE_S))
     assert "died 2 times in a row, giving up" in message
     assert fake_vllm.LAST_WORDS in message
     assert "\n" not in message

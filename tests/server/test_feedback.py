@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from governor.records import CallRecord
 from governor_server.feedback import MAX_BODY_BYTES, MAX_ITEMS, Feedback, FeedbackStore
 from governor_server.store import RecordStore
+from tests.server import logs
 from tests.server.scripted_upstream import Proxied, proxied, scripted
 
 
@@ -278,22 +279,25 @@ async def test_decisions_carry_the_score_of_their_conversation() -> None:
 async def test_the_effect_compares_the_arms_on_what_was_told() -> None:
     """Conversations, not calls, are what is counted; feedback without calls is in no arm, and said."""
     async with scripted() as upstream, proxied(upstream) as proxy:
-        now = proxy.app.store._clock()
-        for number in range(20):
-            arm = "holdout" if number < 8 else "governed"
-            for call in range(3 if arm == "holdout" else 1):
-                proxy.app.store.put(called(f"{number}.{call}", str(number), arm, now))
-        items = [{"conversation": str(number), "passed": number % 2 == 0} for number in range(18)]
+        now = proxy.app.proxy.clock()
+        for number in range(24):
+            arm = "holdout" if number < 12 else "governed"
+            began = now - 100.0
+            calls = [called(f"{number}.{n}", str(number), arm, began + n) for n in range(2 + number % 2)]
+            for turn in logs.turns(calls if arm == "holdout" else calls[:1]):
+                proxy.app.turns.put(turn)
+        items = [{"conversation": str(number), "passed": number % 2 == 0} for number in range(22)]
         await post(proxy, [*items, {"conversation": "elsewhere", "score": 0.5}])
         found = await get(proxy, "/governor/effect")
-    assert (found["holdout"]["conversations"], found["holdout"]["scored"]) == (8, 8)
+    assert (found["holdout"]["conversations"], found["holdout"]["scored"]) == (12, 12)
     assert (found["governed"]["conversations"], found["governed"]["scored"]) == (12, 10)
-    assert found["calls"]["value"] == -2
+    assert found["calls"]["value"] == -1.5
+    assert found["calls"]["low"] < -1.5 < found["calls"]["high"]
     assert found["score"]["value"] == 0
     assert found["score"]["low"] < 0 < found["score"]["high"]
     assert found["scored_without_calls"] == 1
     assert "no harm is shown" in found["sentence"]
-    assert found["sentence"].endswith("made 2.00 calls fewer.")
+    assert "a governed conversation took 1.50 calls fewer (95% interval" in found["sentence"]
 
 
 async def test_without_any_feedback_the_effect_says_what_it_needs() -> None:

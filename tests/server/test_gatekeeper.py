@@ -25,6 +25,7 @@ from governor_server.settings import CalibrationSettings
 from governor_server.shared import GATES, LEADER, Shared
 from tests.server.redis_server import RedisServer
 from tests.server.scripted_upstream import Answer, proxied, scripted
+from tests.server.waiting import PATIENCE_S
 from tests.wire.generated import Generated, chat, tool
 
 pytest.importorskip("sklearn")
@@ -359,7 +360,7 @@ async def test_the_proxy_observes_until_it_may_act(tmp_path: Path, stream: bool)
         assert b"lookup" in said
         for known in many(1800):
             proxy.app.store.put(known)
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(PATIENCE_S):
             while not (await _gates(proxy)).get("atlas", {}).get("enforces"):  # noqa: ASYNC110
                 await asyncio.sleep(0.05)
         _, headers, said = await proxy.chat(body)
@@ -374,3 +375,36 @@ async def _gates(proxy: Any) -> dict[str, Any]:
     async with proxy.client.get("/governor/gates") as response:
         answer: dict[str, Any] = orjson.loads(await response.read())
         return answer
+
+
+async def test_a_gate_of_an_earlier_version_only_observes(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its promise was found on calls in another order, so that it is not kept: each start tells that, the
+    attempts count on, and only conversations that begin from now on certify another; also where the proxy is
+    started again meanwhile."""
+    path = tmp_path / "gates.json"
+    learned = keeper(path, many(1800))
+    await learned.renew()
+    attempts = learned.standings["", "atlas"].attempts
+    stored = orjson.loads(path.read_bytes())
+    stored[0]["standing"]["gate"]["format"] = 1
+    path.write_bytes(orjson.dumps(stored))
+    updated = keeper(path, many(1800))
+    updated.load()
+    standing = updated.standings["", "atlas"]
+    assert (standing.enforces, standing.attempts, standing.since) == (False, attempts, 1e6)
+    assert "earlier version" in updated.report()["atlas"]["says"]
+    governed = updated.governances(Governance(vocab_size=4096, mode=Mode.ENFORCE))
+    assert governed["", "atlas"].mode is Mode.OBSERVE
+    assert len([text for text in caplog.messages if "not in force" in text]) == 1
+    await updated.renew()
+    assert not updated.standings["", "atlas"].enforces
+    later = keeper(path, many(1800))
+    later.clock = lambda: 2e6
+    later.load()
+    assert later.standings["", "atlas"].since == 1e6
+    later.records = lambda: [replace(each, created=each.created + 1e6) for each in many(3600)]
+    await later.renew()
+    assert later.standings["", "atlas"].enforces
+    assert later.standings["", "atlas"].attempts == attempts + 1

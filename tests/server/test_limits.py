@@ -9,18 +9,22 @@ import socket
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import aiohttp
 import pytest
 from prometheus_client import CollectorRegistry
 
+from governor_server import serve
 from governor_server.app import create_app
 from governor_server.limits import LimitSettings, Slots
 from governor_server.serve import Server, configuration
 from governor_server.settings import Settings
 from tests.server.bodies import answer, assembled
+from tests.server.records import Clock
 from tests.server.scripted_upstream import EVENTS, HANG, Answer, Piece, Proxied, proxied, scripted
+from tests.server.waiting import PATIENCE_S, eventually
 from tests.wire.generated import Generated, chat, stream_bytes
 
 NORWAY = ("c1", "lookup", '{"country": "Norway"}')
@@ -110,7 +114,7 @@ async def test_a_connection_on_which_nothing_is_asked_is_closed(sent: bytes) -> 
     async with scripted() as upstream, proxied(upstream, limits={"header_timeout_s": 0.1}) as proxy:
         reader, writer = await connected(proxy)
         writer.write(sent)
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(PATIENCE_S):
             assert await reader.read() == b""
         writer.close()
 
@@ -165,9 +169,7 @@ async def test_a_greedy_tenant_does_not_keep_another_out(path: str) -> None:
                 return response.status, response.headers, await response.read()
 
         greedy = [asyncio.create_task(ask("greedy")) for _ in range(2)]
-        async with asyncio.timeout(10):
-            while len(upstream.received) < 2:  # noqa: ASYNC110
-                await asyncio.sleep(0.01)
+        await eventually(lambda: len(upstream.received) == 2)
         status, headers, body = await ask("greedy")
         assert (status, headers["retry-after"], error(body)["type"]) == (429, "1", "too_many_requests")
         assert proxy.metric("governor_refused_requests_total", reason="too_many_requests") == 1
@@ -233,15 +235,19 @@ async def test_a_response_that_is_too_long_to_hold_back_goes_on() -> None:
 # The end
 
 
-async def test_a_termination_turns_readiness_red_and_lets_streams_finish() -> None:
+async def test_a_termination_turns_readiness_red_and_lets_streams_finish(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """Whoever distributes the requests must see it before the door is closed."""
+    time = Clock()
+    monkeypatch.setattr(serve, "time", SimpleNamespace(monotonic=time))
     more = asyncio.Event()
     chunks = Generated(content="Let me think.", top=None).chunks()
     pieces: list[Piece] = [stream_bytes(chunks[:3], done=False), more, stream_bytes(chunks[3:])]
     plain = answer(Generated(content="Oslo."), False)
     async with (
         scripted(Answer(pieces, 200, [EVENTS], length=False), plain) as upstream,
-        ending(upstream.url, drain_delay_s=1.0, shutdown_grace_s=5) as (server, proxy),
+        ending(upstream.url, drain_delay_s=10.0, shutdown_grace_s=60) as (server, proxy),
         proxy.client.post("/v1/chat/completions", json=chat(stream=True)) as response,
     ):
         early = await response.content.readany()
@@ -249,8 +255,11 @@ async def test_a_termination_turns_readiness_red_and_lets_streams_finish() -> No
         async with proxy.client.get("/readyz") as ready:
             assert (ready.status, await ready.json()) == (503, {"status": "draining"})
         assert (await proxy.chat(chat()))[0] == 200
-        while not server.should_exit:  # noqa: ASYNC110
-            await asyncio.sleep(0.02)
+        time.now += 9.9
+        for turn in range(2):
+            assert not await server.on_tick(turn)
+        time.now += 0.2
+        await eventually(lambda: server.should_exit)
         more.set()
         assert assembled(early + await response.content.read()).content == "Let me think."
 
@@ -268,7 +277,7 @@ async def test_the_end_has_a_deadline() -> None:
         server.drain()
         with pytest.raises(aiohttp.ClientError):
             await response.content.read()
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(PATIENCE_S):
             await upstream.gone.acquire()
 
 

@@ -22,6 +22,7 @@ from governor_server.logs import count_dropped, fields, logging_to
 from tests.server.bodies import answer
 from tests.server.scripted_upstream import JSON, Answer, Proxied, proxied, scripted
 from tests.server.test_cli import get, governor
+from tests.server.waiting import PATIENCE_S
 from tests.wire.generated import Generated, chat
 
 NORWAY = ("c1", "lookup", '{"country": "Norway"}')
@@ -56,7 +57,7 @@ def logging_as(form: logs.Format = "json", level: str = "info") -> Iterator[Log]
 async def finished(proxy: Proxied, requests: int = 1) -> None:
     """Returns once so many requests are over, and what came after them."""
     (metric,) = proxy.app.metrics.requests.collect()
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(PATIENCE_S):
         while sum(sample.value for sample in metric.samples) < requests:
             await asyncio.sleep(0.01)
             (metric,) = proxy.app.metrics.requests.collect()
@@ -224,7 +225,7 @@ async def test_a_log_that_nobody_reads_holds_up_no_request(monkeypatch: pytest.M
     with logging_to(stuck, "info", "text"):
         async with scripted(*[Answer([b"x"])] * 10) as upstream, proxied(upstream) as proxy:
             count_dropped(proxy.app.metrics.fail_open_total.labels("log").inc)
-            async with asyncio.timeout(5):
+            async with asyncio.timeout(PATIENCE_S):
                 for _ in range(10):
                     async with proxy.client.get("/v1/models") as response:
                         assert await response.read() == b"x"

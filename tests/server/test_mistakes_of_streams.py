@@ -19,6 +19,7 @@ from governor.spans import Markup
 from governor.turn import Turn
 from tests.server.bodies import answer, assembled, chunks_of, digest, parsed
 from tests.server.scripted_upstream import EVENTS, Answer, Piece, proxied, scripted
+from tests.server.waiting import eventually
 from tests.wire.generated import Generated, chat, made, stream_bytes
 from tests.wire.recorded import recorded
 
@@ -61,7 +62,7 @@ async def test_a_server_that_loses_the_logprobs_of_markers_is_not_measured(mode:
     kept = [chunk for chunk in CALLING.chunks(usage=True) if chunk.get("usage") or _shows(chunk)]
     async with scripted(served(kept), UNSURE) as upstream, proxied(upstream, mode) as proxy:
         _, _, body = await proxy.chat(chat(stream=True))
-        await asyncio.sleep(0.05)
+        await eventually(lambda: len(proxy.app.store) > 0)
         (record,) = proxy.app.store.recent(9)
         assert proxy.metric("governor_missing_logprobs_total") == 1
     assert (record.entropy_before, record.signals.get("segment_entropy")) == (None, None)

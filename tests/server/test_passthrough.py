@@ -11,7 +11,6 @@ import aiohttp
 import pytest
 from yarl import URL
 
-from governor_server.engine import free_port
 from tests.server.scripted_upstream import (
     ABORT,
     EVENTS,
@@ -22,6 +21,7 @@ from tests.server.scripted_upstream import (
     proxied,
     scripted,
 )
+from tests.server.waiting import PATIENCE_S, refusing_port
 from tests.wire.generated import Generated, chat, stream_bytes
 from tests.wire.recorded import recorded
 
@@ -261,16 +261,17 @@ async def test_advice_to_come_back_later_arrives() -> None:
 
 async def test_an_upstream_that_is_not_there_is_named() -> None:
     """In an error of the shape that clients read, for governed requests and others."""
-    url = f"http://127.0.0.1:{free_port('127.0.0.1', 0)}"
-    async with proxied(url) as proxy:
-        for status, body in [(await proxy.chat(chat()))[::2], await _get(proxy, "/v1/models")]:
-            error = json.loads(body)["error"]
-            assert status == 502
-            assert url in error["message"]
-            assert error["type"] == "upstream_unreachable"
-            assert set(error) == {"message", "type", "param", "code"}
-        assert (await _get(proxy, "/readyz"))[0] == 503
-        assert (await _get(proxy, "/healthz"))[0] == 200
+    with refusing_port() as port:
+        url = f"http://127.0.0.1:{port}"
+        async with proxied(url) as proxy:
+            for status, body in [(await proxy.chat(chat()))[::2], await _get(proxy, "/v1/models")]:
+                error = json.loads(body)["error"]
+                assert status == 502
+                assert url in error["message"]
+                assert error["type"] == "upstream_unreachable"
+                assert set(error) == {"message", "type", "param", "code"}
+            assert (await _get(proxy, "/readyz"))[0] == 503
+            assert (await _get(proxy, "/healthz"))[0] == 200
 
 
 async def test_an_upstream_that_does_not_answer_is_a_timeout() -> None:
@@ -308,7 +309,7 @@ async def test_a_client_that_leaves_ends_the_request_upstream(pieces: list[Any])
         await upstream.asked.wait()
         await asyncio.sleep(0.05)
         request.cancel()
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(PATIENCE_S):
             await upstream.gone.acquire()
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,7 @@ from tests.server.scripted_upstream import (
     proxied,
     scripted,
 )
+from tests.server.waiting import PATIENCE_S, eventually
 from tests.wire.generated import Generated, chat, made, stream_bytes
 
 NORWAY = ("c1", "lookup", '{"country": "Norway"}')
@@ -60,7 +61,19 @@ class DeadStore:
     def put(self, record: CallRecord) -> None:
         raise OSError("no disk")
 
-    async def expect(self, tenant: str, call: AnsweredCall, conversation: str = "") -> None:
+    def owner(self, tenant: str, calls: Sequence[AnsweredCall], replies: Iterable[str] = ()) -> str:
+        raise OSError("no disk")
+
+    def began(self, conversation: str) -> float | None:
+        raise OSError("no disk")
+
+    def latest(self, record: CallRecord) -> CallRecord:
+        raise OSError("no disk")
+
+    async def shared(self) -> None:
+        raise OSError("no disk")
+
+    async def expect(self, tenant: str, calls: Sequence[AnsweredCall], conversation: str = "") -> None:
         raise OSError("no disk")
 
 
@@ -135,9 +148,10 @@ async def test_observing_probes_in_the_background(stream: bool) -> None:
         _, headers, body = await proxy.chat(chat(stream=stream), x_governor_conversation="talk")
         assert parsed(body) == unmeasured(CALLING, stream)
         assert headers.get("x-governor-decision") == (None if stream else "observe")
-        assert await _decisions(proxy, "talk") == []
+        (before,) = await _decisions(proxy, "talk")
+        assert (before["decision"]["reason"], before["probe_before"]) == ("not_judged", None)
         release.set()
-        (decision,) = await _until(lambda: _decisions(proxy, "talk"))
+        (decision,) = await _until(lambda: _judged(proxy, "talk"))
     assert (decision["decision"]["action"], decision["decision"]["proposed"]) == ("pass", "answer")
     assert decision["probe_before"]["finished"]
 
@@ -188,19 +202,18 @@ async def test_conversations_with_the_same_ids_stay_apart(stream: bool) -> None:
     assert names["Norway"][0] != names["Peru"][0]
 
 
-async def test_the_same_question_call_and_id_are_nobodys_unless_named() -> None:
-    """Then it may be one conversation or the other: it gets a new name, and no record is completed. A client
-    that names its conversations has its records all the same."""
-    answers = [answer(CALLING, False)] * 2 + [answer(OSLO, False)] * 2
+async def test_the_same_question_call_and_id_are_taken_once() -> None:
+    """Nothing in them says which of two conversations goes on. Each goes on as one of the two, and neither as
+    both: a call has one result. A client that names its conversations has them told apart."""
+    answers = [answer(CALLING, False)] * 2 + [answer(OSLO, False)] * 4
     async with scripted(*answers) as upstream, proxied(upstream, governance={"policy": "observe"}) as proxy:
         names = [(await proxy.chat(chat()))[1]["x-governor-conversation"] for _ in range(2)]
-        _, headers, _ = await proxy.chat(chat(QUESTION, *made(NORWAY)))
-        assert headers["x-governor-conversation"] not in names
-        before = [await _decisions(proxy, name) for name in names]
-        await proxy.chat(chat(QUESTION, *made(NORWAY)), x_governor_conversation=names[0])
-        after = [await _decisions(proxy, name) for name in names]
-    assert [record["returned"] for (record,) in before] == [None, None]
-    assert after[0] != before[0] and after[1] == before[1]
+        back = [(await proxy.chat(chat(QUESTION, *made(NORWAY))))[1] for _ in range(2)]
+        assert {headers["x-governor-conversation"] for headers in back} == set(names)
+        (record,) = await _decisions(proxy, names[0])
+        assert record["returned"]
+        _, headers, _ = await proxy.chat(chat(QUESTION, *made(NORWAY)), x_governor_conversation=names[0])
+    assert headers["x-governor-conversation"] == names[0]
 
 
 async def test_a_conversation_goes_on_after_a_restart(tmp_path: Path) -> None:
@@ -272,7 +285,7 @@ async def test_a_slow_probe_lets_the_call_pass(stream: bool) -> None:
         proxied(upstream, probe=settings) as proxy,
     ):
         _, _, body = await proxy.chat(chat(stream=stream))
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(PATIENCE_S):
             await upstream.gone.acquire()
         assert proxy.metric("governor_probe_failures_total", reason="timeout") == 1
     assert parsed(body) == unmeasured(CALLING, stream)
@@ -411,10 +424,10 @@ async def test_reviews_do_not_pile_up(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("governor_server.proxy.MAX_REVIEWS", 1)
     answers = [answer(CALLING, False), Answer(before=[HANG]), answer(CALLING, False)]
     async with scripted(*answers) as upstream, proxied(upstream, "observe") as proxy:
-        for _ in range(2):
-            await proxy.chat(chat())
-            await asyncio.sleep(0.05)
-        assert proxy.metric("governor_fail_open_total", where="review_queue") == 1
+        await proxy.chat(chat())
+        await eventually(lambda: len(upstream.received) == 2)
+        await proxy.chat(chat())
+        await proxy.until("governor_fail_open_total", 1, where="review_queue")
 
 
 async def test_a_stream_without_its_last_event_still_ends() -> None:
@@ -481,13 +494,18 @@ async def _decisions(proxy: Proxied, conversation: str) -> list[dict[str, Any]]:
         return found
 
 
+async def _judged(proxy: Proxied, conversation: str) -> list[dict[str, Any]]:
+    decisions = await _decisions(proxy, conversation)
+    return [each for each in decisions if each["decision"]["reason"] != "not_judged"]
+
+
 async def _ready(proxy: Proxied) -> bool:
     async with proxy.client.get("/readyz") as response:
         return response.status == 200
 
 
 async def _until(look: Callable[[], Any]) -> Any:
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(PATIENCE_S):
         while not (found := await look()):  # noqa: ASYNC110
             await asyncio.sleep(0.01)
         return found

@@ -13,6 +13,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import pytest
+from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
 from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.sdk.metrics.export import InMemoryMetricReader
@@ -29,6 +30,7 @@ from governor_server.tracing.attributes import MAX_NAME_LENGTH
 from governor_server.tracing.tracing import Tracing
 from tests.server.bodies import answer
 from tests.server.scripted_upstream import ABORT, Answer, Proxied, ScriptedUpstream, proxied, scripted
+from tests.server.waiting import PATIENCE_S, eventually, refusing_port
 from tests.wire.generated import Generated, changed, chat, made, stream_bytes
 
 NORWAY = ("c1", "lookup", '{"country": "Norway"}')
@@ -58,9 +60,7 @@ class Traced:
 
     async def spans(self, requests: int = 1) -> dict[str, ReadableSpan]:
         """Those of so many requests, by name; nothing is recorded after that."""
-        async with asyncio.timeout(10):
-            while self._answered() < requests:  # noqa: ASYNC110
-                await asyncio.sleep(0.01)
+        await eventually(lambda: self._answered() >= requests)
         await asyncio.gather(*self._proxy.app.proxy.reviews)
         self.tracing.close()
         return {span.name: span for span in self.exporter.get_finished_spans()}
@@ -416,19 +416,30 @@ async def test_a_collector_that_is_not_there_neither_stops_a_request_nor_the_end
 ) -> None:
     """The end waits a while for the last spans, and no longer. They are counted as lost; nothing failed
     open."""
+    tried = threading.Event()
+
+    class Late(OTLPSpanExporter):
+        """Finds out only after the proxy has ended that there is no collector."""
+
+        def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
+            tried.wait()
+            return super().export(spans)
+
+    monkeypatch.setattr(tracing_module, "OTLPSpanExporter", Late)
     monkeypatch.setattr(tracing_module, "CLOSE_S", 0.2)
-    # Seconds: long enough for one more try, which takes longer than the end waits.
+    # Seconds: long enough for one more try.
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_TIMEOUT", "2")
-    with collector() as (url, _):
-        pass
-    async with scripted(SURE) as upstream, proxied(upstream, tracing={"endpoint": url}) as proxy:
-        assert (await proxy.chat(chat()))[0] == 200
-    exporting = still_exporting()
-    assert exporting
-    # What it logs until then would be said during somebody else's test.
-    for thread in exporting:
-        await asyncio.to_thread(thread.join, 30)
-    assert still_exporting() == []
+    with refusing_port() as port:
+        collecting = {"endpoint": f"http://127.0.0.1:{port}"}
+        async with scripted(SURE) as upstream, proxied(upstream, tracing=collecting) as proxy:
+            assert (await proxy.chat(chat()))[0] == 200
+        exporting = still_exporting()
+        assert exporting
+        tried.set()
+        # What it logs until then would be said during somebody else's test.
+        for thread in exporting:
+            await asyncio.to_thread(thread.join, PATIENCE_S)
+        assert still_exporting() == []
     assert proxy.metric("governor_dropped_spans_total") == 2
     assert proxy.metric("governor_fail_open_total", where="trace") == 0
 

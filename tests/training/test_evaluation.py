@@ -22,8 +22,6 @@ from governor_training.evaluation.run import write
 from governor_training.evaluation.study import Findings, Plan, Study
 from tests.training.toy import Toy, ToyModel
 
-pytestmark = pytest.mark.timeout(300)
-
 BASE = Governance(vocab_size=128, catalog=ToolCatalog(("fetch",), ("save",)))
 POLICIES = ("observe", "threshold", "cap", "calibrated")
 PLAN = Plan(tasks=12, seeds=(1, 2), learn=300, policies=POLICIES, max_harm=0.1, timed=6)

@@ -60,7 +60,8 @@ async def evaluated(app: web.Application, out: Path, *options: str) -> tuple[int
     return done.returncode, told.decode()
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.slow
+@pytest.mark.timeout(900)
 async def test_the_arms_go_through_real_governors(tmp_path: Path) -> None:
     """The threshold's own settings and the fitted gate are in force there, and give the figures that the
     same settings have in this process."""
@@ -82,7 +83,8 @@ async def test_the_arms_go_through_real_governors(tmp_path: Path) -> None:
     assert sorted(os.listdir(tmp_path)) == ["calls.jsonl", "gates.json", "summary.json", "tables.md"]
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.slow
+@pytest.mark.timeout(900)
 async def test_what_was_found_is_not_lost_with_the_seconds(tmp_path: Path) -> None:
     """The last stage talks to real servers for minutes; where one of them gives up, the rest is written."""
     options = ["--tasks", "3", "--learn", "30", "--policies", "threshold"]

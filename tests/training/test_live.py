@@ -12,7 +12,8 @@ from governor_server.recorded import Log, outcomes
 from tests.monitoring.load import Player
 
 
-@pytest.mark.timeout(240)
+@pytest.mark.slow
+@pytest.mark.timeout(900)
 async def test_agents_ask_and_tell_how_it_ended(tmp_path: Path) -> None:
     """Each conversation has a score under its own name, and the address of the page is told."""
     player = Player()

@@ -82,6 +82,7 @@ def test_the_measure_that_needs_probes_is_refused(tmp_path: Path) -> None:
         run([*recipe(tmp_path), "--measure", "gain"])
 
 
+@pytest.mark.slow
 def test_a_run_leaves_a_model_its_figures_and_what_was_said(tmp_path: Path) -> None:
     """And when it is asked for again with other settings, it is not continued as if it were the same."""
     out = tmp_path / "out"
@@ -93,6 +94,7 @@ def test_a_run_leaves_a_model_its_figures_and_what_was_said(tmp_path: Path) -> N
         run([*recipe(tmp_path), "--learning_rate", "1e-4"])
 
 
+@pytest.mark.slow
 def test_a_run_that_falls_through_the_floor_says_so_and_has_its_own_exit_code(tmp_path: Path) -> None:
     """A script must be able to tell it from a run that went well."""
     with pytest.raises(online.FloorBroken, match=r"below the floor of 1\.100.*no checkpoint") as error:

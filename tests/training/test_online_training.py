@@ -24,16 +24,9 @@ from governor_training.finetuning.online.methods import METHODS, Method, Outcome
 from governor_training.finetuning.online.run import last_checkpoint
 from governor_training.finetuning.online.trainer import EntropyGRPOTrainer
 
+pytestmark = pytest.mark.slow
+
 UNTIMED = ("task/accuracy", "task/calls", "reward", "loss", "kl", "grad_norm", "entropy/reduction")
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Any:
-    """Two threads on a busy machine are slower than one, by their spinning."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def config(out: Path, **changes: Any) -> EntropyGRPOConfig:
@@ -188,7 +181,6 @@ class Kill(TrainerCallback):
             raise Killed
 
 
-@pytest.mark.timeout(180)
 def test_a_run_that_was_killed_resumes_to_the_same_figures(tmp_path: Path) -> None:
     """Lost random states, a guard that forgets, or data that begins anew give another run."""
     whole = trainer(tmp_path / "whole", max_steps=4, save_strategy="steps", save_steps=2)

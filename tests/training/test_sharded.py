@@ -50,7 +50,7 @@ def figures(configuration: str, folder: Path) -> Mapping[str, Mapping[str, float
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
-        timeout=280,
+        timeout=400,
     )
     assert done.returncode == 0, done.stderr[-3000:]
     found: Mapping[str, Mapping[str, float]] = json.loads((folder / "out" / "run.json").read_text("utf-8"))
@@ -63,7 +63,8 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Mapping[str, Mappin
     return figures(NONE, folder), folder / "out"
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.slow
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("name", ["fsdp2", "zero3"])
 def test_a_sharded_model_trains_like_a_whole_one(
     name: str, whole: tuple[Mapping[str, Mapping[str, float]], Path], tmp_path: Path

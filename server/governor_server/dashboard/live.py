@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
-from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from time import monotonic
 from typing import Any, Final
@@ -19,12 +19,13 @@ import orjson
 from governor.overview import Overview
 from governor.prices import Prices
 from governor.records import CallRecord
+from governor.turn_record import TurnRecord
 
 TICK_S: Final = 1.0
 IDLE_S: Final = 30.0
 """Nobody looked for so long: the looking ends."""
-SCORES_S: Final = 5.0
-"""Between looks at how conversations ended."""
+COMPARE_S: Final = 5.0
+"""Between comparisons of whole conversations."""
 BESIDE_S: Final = 5.0
 """Between questions to upstream whether it is there."""
 BUSY: Final = 0.1
@@ -36,28 +37,33 @@ log = logging.getLogger(__name__)
 
 
 class Live:
-    """`records` and `scores` give what is kept now, and `told` adds what is not in the records; all three are
-    called in a thread. `ask` is started every few seconds. `clock` gives seconds since the epoch."""
+    """`records`, `turns` and `scores` give what is kept now, and `told` adds what is not in them; all are
+    called in a thread. `ask` is started every few seconds. `clock` gives seconds since the epoch; `timer`
+    counts the seconds between looks, and `pause` waits for some."""
 
     def __init__(
         self,
         *,
         records: Callable[[], Sequence[CallRecord]],
+        turns: Callable[[], Sequence[TurnRecord]],
         scores: Callable[[], Mapping[str, float]],
         told: Callable[[Overview, float], Mapping[str, Any]],
         prices: Prices,
         ask: Callable[[], Coroutine[Any, Any, None]],
         clock: Callable[[], float],
+        timer: Callable[[], float] = monotonic,
+        pause: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
-        self._records, self._scores, self._told, self._clock = records, scores, told, clock
-        self._ask = ask
+        self._records, self._turns, self._scores = records, turns, scores
+        self._told, self._clock = told, clock
+        self._ask, self._timer, self._pause = ask, timer, pause
         self._asked = -BESIDE_S
         self._aside: asyncio.Task[None] | None = None
         self._overview = Overview(prices)
         self._lock = threading.Lock()
         self._task: asyncio.Task[None] | None = None
         self._wanted = 0.0
-        self._scored = 0.0
+        self._compared = 0.0
         self._body = b""
         self._ticked = asyncio.Event()
         self.viewers = 0
@@ -70,15 +76,15 @@ class Live:
             yield self._overview
 
     async def body(self) -> bytes:
-        """The newest figures, as JSON."""
+        """The newest figures, as JSON; empty once streams have ended."""
         self.wake()
         while not self._body and not self.closed:
             self.wake()
             await self._ticked.wait()
-        return self._body
+        return b"" if self.closed else self._body
 
     async def bodies(self) -> AsyncGenerator[bytes, None]:
-        """The figures of each look, as JSON, until `close`; empty while there are no new ones."""
+        """The figures of each look, as JSON, until streams end; empty while there are no new ones."""
         self.viewers += 1
         try:
             yield await self.body()
@@ -98,7 +104,7 @@ class Live:
 
     def wake(self) -> None:
         """Somebody looks."""
-        self._wanted = monotonic()
+        self._wanted = self._timer()
         if (self._task is None or self._task.done()) and not self.closed:
             self._task = asyncio.create_task(self._run())
 
@@ -112,21 +118,23 @@ class Live:
         self._tick()
 
     def end_streams(self) -> None:
-        """Let go of those who look; may be called from a signal handler."""
+        """Let go of those who look, at once; may be called from a signal handler."""
         self.closed = True
+        if self._task is not None and not self._task.done():
+            self._task.get_loop().call_soon_threadsafe(self._tick)
 
     async def _run(self) -> None:
         try:
-            while not self.closed and (self.viewers or monotonic() - self._wanted < IDLE_S):
-                began = monotonic()
+            while not self.closed and (self.viewers or self._timer() - self._wanted < IDLE_S):
+                began = self._timer()
                 self._beside()
                 try:
                     self._body = await asyncio.to_thread(self._look)
                 except Exception:
                     log.exception("the dashboard could not look at the records")
                 self._tick()
-                took = monotonic() - began
-                await asyncio.sleep(max(TICK_S - took, took * (1 - BUSY) / BUSY))
+                took = self._timer() - began
+                await self._pause(max(TICK_S - took, took * (1 - BUSY) / BUSY))
         finally:
             # What is old by the time somebody looks again is not shown.
             self._body = b""
@@ -139,21 +147,21 @@ class Live:
 
     def _beside(self) -> None:
         """Start what is asked for beside the looks, unless it still runs."""
-        now = monotonic()
+        now = self._timer()
         if now - self._asked >= BESIDE_S and (self._aside is None or self._aside.done()):
             self._asked = now
             self._aside = asyncio.create_task(self._ask())
 
     def _look(self) -> bytes:
         records = self._records()
-        now = monotonic()
-        scores = self._scores() if not self._scored or now - self._scored >= SCORES_S else None
+        now, moment = self._timer(), self._clock()
+        due = not self._compared or now - self._compared >= COMPARE_S
+        turns, scores = (self._turns(), self._scores()) if due else ((), {})
         with self._lock:
             self._overview.update(records)
-            if scores is not None:
-                self._scored = now
-                self._overview.score(scores)
-            moment = self._clock()
+            if due:
+                self._compared = now
+                self._overview.compare(turns, scores, moment)
             return orjson.dumps({**figures(self._overview, moment), **self._told(self._overview, moment)})
 
 
@@ -165,8 +173,8 @@ def figures(overview: Overview, now: float) -> dict[str, Any]:
         "since": overview.since,
         "conversations": len(overview.talks),
         "total": overview.total.as_dict(),
-        "effect": overview.effect().as_dict(),
-        "saved": overview.saved(),
+        "effect": overview.effect.as_dict(),
+        "saved": overview.effect.saved(),
         "priced": overview.prices.of_anything,
         "timeline": times,
         "lately": overview.lately(now),

@@ -15,7 +15,6 @@ from fastapi import APIRouter, HTTPException, Request, Response
 from fastapi.responses import StreamingResponse
 from starlette.requests import ClientDisconnect
 
-from governor.hindsight import passed
 from governor.inspection import inspection
 from governor.overview import REDUCTIONS, Overview, Talk, Tally, would_withhold
 from governor.records import CallRecord
@@ -47,7 +46,7 @@ log = logging.getLogger(__name__)
 
 Only = Literal["", "withheld", "spared", "explored", "pruned"]
 ONLY: Final[Mapping[str, Callable[[CallRecord], bool]]] = {
-    "withheld": lambda record: not passed(record),
+    "withheld": lambda record: not record.passed,
     "spared": would_withhold,
     "explored": lambda record: record.explored,
     "pruned": lambda record: bool(record.stub),
@@ -74,6 +73,7 @@ class Dashboard:
         self.sessions = Sessions(app.access)
         self.live = Live(
             records=lambda: app.store.recent(app.settings.store.max_records),
+            turns=app.turns.all,
             scores=app.feedback.scores,
             told=self._told,
             prices=app.settings.prices.build(),

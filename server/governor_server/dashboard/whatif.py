@@ -24,9 +24,8 @@ from typing import Any, Final
 import orjson
 
 from governor.certificate import Certificate, certify
+from governor.conversations import conversations, observed
 from governor.crossings import candidates
-from governor.crossings import conversations as by_name
-from governor.hindsight import untouched
 from governor.policies import CalibratedPolicy
 from governor.records import CallRecord
 from governor.rules import RuleSettings
@@ -85,9 +84,9 @@ class WhatIf:
 
     def _worked_out(self) -> dict[str, Any]:
         question = self._question()
-        observed = [calls for calls in by_name(question.records).values() if untouched(calls)]
-        observed.sort(key=lambda calls: calls[0].created, reverse=True)
-        kept = [call for calls in islice(observed, MOST_CONVERSATIONS) for call in calls]
+        clean = [calls for calls in conversations(question.records).values() if observed(calls)]
+        clean.sort(key=lambda calls: calls[0].created, reverse=True)
+        kept = [call for calls in islice(clean, MOST_CONVERSATIONS) for call in calls]
         packed = [pickle.dumps(chunk) for chunk in batches(kept)]
         parts = [*packed, pickle.dumps(replace(question, records=()))]
         found = self._in_a_process(b"".join(struct.pack("!Q", len(part)) + part for part in parts))
@@ -191,7 +190,7 @@ def _calibrated(
         unseen = [
             candidates(standing.gate, calls)
             for calls, _ in recorded.conversations
-            if not learned_from(calls[0].conversation) and calls[0].model == model
+            if not learned_from(calls[0].conversation) and any(call.model == model for call in calls)
         ]
         # A first attempt spends half of what it is given.
         found = certify(unseen, max_harm=aim.max_harm, confidence=1 - 2 * aim.level)

@@ -119,22 +119,27 @@ def _document(arguments: argparse.Namespace, console: Console) -> Document:
 
 
 def _of_records(arguments: argparse.Namespace, console: Console) -> Document:
-    from governor_server.recorded import Log, LogError, outcomes
+    from governor.prices import Prices
+    from governor_server.recorded import Log, LogError, outcomes, turns
     from governor_server.report import traffic
 
-    source, gates = arguments.source, arguments.gates
+    source, gates, prices = arguments.source, arguments.gates, Prices()
     if source is None:
         from governor_server.settings import Settings
 
         settings = Settings.load(arguments.config)
         source, gates = Path(settings.store.path), gates or Path(settings.calibration.path)
+        prices = settings.prices.build()
     console.progress(f"reading {source}")
     records = Log.read(source).records
-    until = time.time() if arguments.until is None else arguments.until
+    now = time.time()
+    until = now if arguments.until is None else arguments.until
     since = until - DEFAULT_RANGE_S if arguments.since is None else arguments.since
     if since >= until:
         raise SettingsError("--since is not before --until: nothing lies between them")
-    found = traffic.Traffic.of(records, outcomes(source), since, until)
+    found = traffic.Traffic.of(
+        records, turns(source), outcomes(source), prices, now=now, since=since, until=until
+    )
     if not found.talks:
         oldest, newest = (
             datetime.fromtimestamp(end(record.created for record in records)).strftime("%Y-%m-%d %H:%M")

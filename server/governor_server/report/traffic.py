@@ -7,12 +7,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
-from governor.hindsight import conversations, passed
+from governor.conversations import conversations, turn
 from governor.labels import Label
-from governor.outcomes import Conversation, Effect, effect
+from governor.outcomes import Effect, effect_of
 from governor.overview import OTHERS, Tally, step_of, withheld
+from governor.prices import Prices
 from governor.records import CallRecord
 from governor.standing import Key, Standing, told
+from governor.turn_record import TurnRecord
 from governor_server.gatekeeper import sentence
 from governor_server.report import charts
 from governor_server.report.document import Document, Fact, Picture, Table
@@ -29,25 +31,28 @@ class Traffic:
     count the half that suits. Times in seconds since the epoch."""
 
     talks: Sequence[Sequence[CallRecord]]
+    effect: Effect
     scores: Mapping[str, float]
     since: float
     until: float
 
     @classmethod
     def of(
-        cls, records: Sequence[CallRecord], scores: Mapping[str, float], since: float, until: float
+        cls,
+        records: Sequence[CallRecord],
+        turns: Sequence[TurnRecord],
+        scores: Mapping[str, float],
+        prices: Prices,
+        now: float,
+        since: float,
+        until: float,
     ) -> Traffic:
-        talks = [talk for talk in conversations(records) if since <= talk[0].created <= until]
-        return cls(talks, scores, since, until)
+        talks = [talk for talk in conversations(records).values() if since <= talk[0].created <= until]
+        return cls(talks, effect_of(turns, scores, prices, now, since, until), scores, since, until)
 
     @property
     def calls(self) -> list[CallRecord]:
         return [record for talk in self.talks for record in talk]
-
-    @property
-    def effect(self) -> Effect:
-        """Governed conversations against the holdout."""
-        return effect(Conversation.of(talk, self.scores.get(talk[0].conversation)) for talk in self.talks)
 
     def by_tool(self) -> dict[str, list[CallRecord]]:
         """The calls of the most used tools, and of all others together."""
@@ -97,7 +102,7 @@ def certificates(standings: Mapping[Key, Standing] | None) -> list[str]:
 def facts(traffic: Traffic, compared: Effect) -> list[Fact]:
     calls = traffic.calls
     tally = Tally.of(calls)
-    turns = {(r.conversation, r.step): sum(r.usage.values()) for r in calls}
+    turns = {(r.conversation, *turn(r)): sum(r.usage.values()) for r in calls}
     found = [
         Fact(f"{tally.calls:,}", "calls proposed"),
         Fact(f"{tally.withheld:,}", "withheld"),
@@ -141,6 +146,7 @@ def pictures(traffic: Traffic, compared: Effect, progress: Callable[[str], None]
         for name, change in (
             ("score, points", compared.score),
             ("calls in 100 conversations", compared.calls),
+            ("seconds in 100 conversations", compared.seconds),
         )
         if change is not None and change.low is not None and change.high is not None
     }
@@ -159,7 +165,7 @@ def over_time(calls: Sequence[CallRecord]) -> tuple[list[str], dict[str, list[fl
     many = int((last - first) // step) + 1
     columns = {"passed": [0.0] * many, "withheld": [0.0] * many}
     for record in calls:
-        columns["passed" if passed(record) else "withheld"][int((record.created - first) // step)] += 1
+        columns["passed" if record.passed else "withheld"][int((record.created - first) // step)] += 1
     shape = "%d %b" if step >= 24 * 3600 else "%d %b %H:%M"
     return [datetime.fromtimestamp(first + step * place).strftime(shape) for place in range(many)], columns
 
@@ -190,6 +196,8 @@ def unknown(traffic: Traffic, compared: Effect, standings: Mapping[Key, Standing
         f"The oldest record in this range is of {_day(oldest)}: the store keeps so many calls and so long "
         "(store.max_records, store.ttl_s), and what it forgot is not counted.",
         "Conversations without a tool call have no record, and are not counted.",
+        "Governed and held-out conversations are compared by the turns that the store kept; decisions that "
+        "were saved as JSON have none.",
         "A call was of low value where the model's forced answer was the same before its result and "
         "after it, and no surer. That is a sign and no proof, and only calls with both probes have it.",
         "What a withheld call would have cost is not in the records: what governing saved is the difference "
@@ -203,6 +211,11 @@ def unknown(traffic: Traffic, compared: Effect, standings: Mapping[Key, Standing
         lines.append(
             f"Of {len(traffic.talks):,} conversations {scored:,} have a score. Why the others have none is "
             "not known; where the arms differ in that, ask it first."
+        )
+    if compared.under_way:
+        lines.append(
+            f"{compared.under_way:,} conversations were under way, or began after one that was: they are not "
+            "compared yet."
         )
     if not compared.holdout.conversations:
         lines.append("No conversation was held out (experiment.holdout): there is nothing to compare with.")

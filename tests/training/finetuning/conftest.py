@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from rich.console import Console
 from transformers import AutoTokenizer
 from transformers.utils import logging
@@ -25,8 +24,7 @@ from governor_training.inprocess import InProcess
 
 @pytest.fixture(scope="session", autouse=True)
 def quiet() -> None:
-    """One thread, so that tests do not wait for each other, and no bars."""
-    torch.set_num_threads(1)
+    """No bars."""
     logging.disable_progress_bar()
 
 

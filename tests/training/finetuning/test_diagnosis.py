@@ -157,6 +157,7 @@ def test_the_dense_reward_needs_a_diagnosis(tmp_path: Path) -> None:
     permit_dense(path)
 
 
+@pytest.mark.slow
 def test_diagnose_asks_a_log_of_conversations(
     log: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

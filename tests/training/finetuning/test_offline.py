@@ -224,6 +224,7 @@ def tiny_trainer(
 # The command
 
 
+@pytest.mark.slow
 def test_awr_learns_from_a_log_and_goes_on_where_it_was_stopped(
     settings: dict[str, str], tmp_path: Path
 ) -> None:

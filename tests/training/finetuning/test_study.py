@@ -140,7 +140,8 @@ def test_every_start_model_is_there() -> None:
     assert all((world.start() / "model.safetensors").is_file() for world in WORLDS.values())
 
 
-@pytest.mark.timeout(400)
+@pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_a_small_study_from_end_to_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Logs, one model trained online, one from the logs, each played, in a table; and when the same is asked
     again, nothing is done twice. The model answers in this process in the place of vLLM."""

@@ -12,10 +12,11 @@ from collections.abc import Mapping
 from itertools import count
 from typing import Any
 
+from governor.conversation import answered_calls
 from governor.exchange import Ask, Exchange, Explain, Purpose, Step
 from governor.governance import Governance
 from governor.records import CallRecord
-from governor.request import result_ids, untouched
+from governor.request import untouched
 from governor.transcript import Transcript
 from governor_training.evaluation.cache import Upstream, UpstreamRefused
 
@@ -37,11 +38,12 @@ class Driver:
         raises."""
         if untouched(body) is not None:
             return _without_logprobs(await self._upstream(body))
-        known = {id: self.records[id] for id in result_ids(body) if id in self.records}
+        history = answered_calls(body["messages"])
         exchange = Exchange(
             body,
             self._governance,
-            records=known,
+            records={call.key: self.records[call.key] for call in history if call.key in self.records},
+            history=history,
             conversation=conversation,
             now=float(next(self._clock)),
             explain=Explain.DECISIONS,

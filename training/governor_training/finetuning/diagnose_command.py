@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from governor.calls import ToolCatalog
+from governor.conversations import in_order
 from governor.labels import DEAD_ZONE
 from governor.rewards import RewardSettings
 from governor_training.errors import UsageError
@@ -152,7 +153,7 @@ def _is_store(path: Path) -> bool:
 def _numbers(path: Path) -> Iterator[Trajectory]:
     """The calls of a store's conversations, without what was said."""
     for name, found in groupby(logs.recorded(path), key=lambda pair: pair[0].conversation):
-        records = sorted((record for record, _ in found), key=lambda record: record.step)
+        records = in_order(record for record, _ in found)
         calls = [LoggedCall.of_record(record, record.step) for record in records]
         yield Trajectory(name, [], calls=calls)
 

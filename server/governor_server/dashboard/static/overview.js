@@ -5,8 +5,8 @@ import { count, day, hour, moment, money, number, percent, seconds, short, signe
 
 const MEASURES = [
   ["calls", "Tool calls", (value) => number(value, 2), (value) => short(Math.round(value))],
-  ["seconds", "Seconds on tools", (value) => seconds(value), (value) => seconds(value)],
-  ["tokens", "Tokens, with the governor's", (value) => short(Math.round(value)), (value) => short(Math.round(value))],
+  ["seconds", "Seconds of waiting", (value) => seconds(value), (value) => seconds(value)],
+  ["tokens", "Tokens of the agent's requests", (value) => short(Math.round(value)), (value) => short(Math.round(value))],
   ["own_tokens", "The governor's own tokens", (value) => short(Math.round(value)), (value) => short(Math.round(value))],
 ];
 
@@ -158,7 +158,7 @@ function saved(data) {
   return [
     table("Governed conversations against the holdout", columns, known),
     score,
-    h("p.note", `${count(effect.governed.conversations)} governed and ${count(effect.holdout.conversations)} held-out conversations. Seconds go from the request whose answer proposed a call to the one that brought its result. Tokens are those of the turns that proposed a call.`),
+    h("p.note", `${count(effect.governed.conversations)} governed and ${count(effect.holdout.conversations)} held-out conversations. They are compared whole, from the first call that was proposed to the last answer; seconds are those that the user waits.${effect.under_way ? ` ${count(effect.under_way)} are under way and not counted yet.` : ""}${Math.min(effect.governed.conversations, effect.holdout.conversations) < effect.least ? ` An interval needs ${effect.least} in each arm.` : ""}`),
     unknown.length ? h("p.note", `Not known: ${unknown.join(", ")}; upstream tells the tokens of a stream only where the client asks for them.`) : null,
     data.priced ? null : h("p.note", "In money, once ", h("code", "prices"), " are set."),
   ].filter(Boolean);
