@@ -7,7 +7,7 @@ JOBS ?= auto
 export VENV ENGINE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup prometheus clients demo eval bench soak fuzz redis chromium dashboard train-atlas serve test lint format unit slow coverage shake e2e docs docs-serve reference lock build clean
+.PHONY: help setup prometheus clients demo eval bench soak tenants fuzz redis chromium dashboard train-atlas serve test lint format unit slow coverage shake e2e docs docs-serve reference lock build clean
 
 help: ## Show this text
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -45,6 +45,9 @@ bench: setup clients ## Measure what the proxy adds to a request, beside LiteLLM
 soak: setup ## Ask the proxy for ten minutes while upstream dies and clients leave (ARGS="--seconds 60")
 	@$(BIN)/python -m benchmarks.soak $(ARGS)
 
+tenants: setup ## Let one tenant send 10,000 odd requests beside another (about 3 minutes; ARGS="--requests 1000")
+	@$(BIN)/python -m benchmarks.tenants $(ARGS)
+
 fuzz: setup ## Send broken requests and streams through the proxy (10 minutes; ARGS="--seconds 30")
 	@$(BIN)/python -m tests.fuzz $(ARGS)
 
@@ -78,12 +81,12 @@ shake: setup prometheus redis chromium clients ## Run the tests over and over, e
 e2e: setup clients ## Run the tests against a real vLLM with the bundled model (minutes)
 	$(BIN)/pytest tests/e2e $(ARGS)
 
-docs: setup ## Build the documentation as a site into build/site; broken links are errors
-	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
+docs: ## Build the documentation as a site into build/site; broken links are errors
+	@scripts/docs build --quiet --strict
 	@echo "open build/site/index.html"
 
-docs-serve: setup ## Show the documentation at http://127.0.0.1:8001 while you write it
-	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs serve --dev-addr 127.0.0.1:8001
+docs-serve: ## Show the documentation at http://127.0.0.1:8001 while you write it
+	@scripts/docs serve --dev-addr 127.0.0.1:8001
 
 reference: setup ## Write the parts of the documentation that come from the code
 	@$(BIN)/python scripts/reference.py

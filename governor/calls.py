@@ -11,6 +11,8 @@ from functools import lru_cache
 from hashlib import sha256
 from typing import Any, Final
 
+from governor.results import Patterns
+
 
 @dataclass(frozen=True, slots=True)
 class CallSignature:
@@ -77,17 +79,23 @@ class ToolEffect(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class ToolCatalog:
-    """Which tools are read-only and which have effects.
+    """Which tools are read-only, which have effects, and which change their answers by themselves.
 
-    Both are case-sensitive `fnmatch` patterns over tool names. A tool that matches both is effectful, and
-    one that matches neither is unknown: a mistake in the configuration can only make the governor withhold
-    less.
+    All three are case-sensitive `fnmatch` patterns over tool names. A tool that matches both of the first is
+    effectful, and one that matches neither is unknown: a mistake in the configuration can only make the
+    governor withhold less.
+
+    `learned_volatile` are tools that were seen to change their answers; `failures` are further patterns of
+    the beginnings of failed results.
     """
 
     read_only: tuple[str, ...] = ()
     effectful: tuple[str, ...] = ()
     hinted_read_only: frozenset[str] = frozenset()
     hinted_effectful: frozenset[str] = frozenset()
+    volatile: tuple[str, ...] = ()
+    learned_volatile: frozenset[str] = frozenset()
+    failures: Patterns = ()
 
     def effect(self, name: str) -> ToolEffect:
         """The effect of the tool `name`."""
@@ -96,6 +104,15 @@ class ToolCatalog:
         if name in self.hinted_read_only or _matches(name, self.read_only):
             return ToolEffect.READ_ONLY
         return ToolEffect.UNKNOWN
+
+    def is_volatile(self, name: str) -> bool:
+        """Whether the same call of the tool `name` may well give another answer."""
+        return name in self.learned_volatile or _matches(name, self.volatile)
+
+    def with_volatile(self, names: Iterable[str]) -> ToolCatalog:
+        """This catalog, with further tools that were seen to change their answers."""
+        more = frozenset(names) - self.learned_volatile
+        return replace(self, learned_volatile=self.learned_volatile | more) if more else self
 
     def with_tools(self, tools: Iterable[Any]) -> ToolCatalog:
         """This catalog and the MCP annotations (`readOnlyHint`, `destructiveHint`) of a request's `tools`.

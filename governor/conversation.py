@@ -1,41 +1,17 @@
-"""What already happened in a conversation, read from the messages that the client sends.
-
-Whether a call failed is nowhere said in the chat format, so it is read from the result, by three signs: the
-message is flagged (`is_error`, `isError`, `status: "error"`); the result is a JSON object that says so at
-its top level; or its first words do ("Error: ...", "ValueError: ...", "Request timed out"). A failure not
-seen looks like a result, and repeating the call like a repeat; a result taken for a failure is only
-withheld later. So the signs lean towards failure, but only at the beginning of a text: a page *about*
-errors is a result.
-"""
+"""What already happened in a conversation, read from the messages that the client sends."""
 
 from __future__ import annotations
 
 import json
-import re
 from bisect import bisect_left
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from enum import StrEnum
 from functools import cached_property
-from typing import Any, Final
+from typing import Any
 
 from governor.calls import CallSignature, ToolCall, ToolCatalog, ToolEffect, digest
 from governor.notices import is_notice
-
-
-class Outcome(StrEnum):
-    """How a call ended, as far as its result shows.
-
-    TRANSIENT is a failure that may well go away by itself: a timeout, a 5xx or 429, a lost connection.
-    PENDING means no result in the messages: a sibling in the same turn, or a call whose result the client
-    left out.
-    """
-
-    OK = "ok"
-    EMPTY = "empty"
-    FAILED = "failed"
-    TRANSIENT = "transient"
-    PENDING = "pending"
+from governor.results import Outcome, Patterns, outcome_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,10 +52,9 @@ class AnsweredCall:
         """What its record has as `CallRecord.origin`."""
         return origin(self.asked, self.signature)
 
-    @cached_property
-    def outcome(self) -> Outcome:
-        """How it ended."""
-        return _outcome(self.message, _text(self.message.get("content")))
+    def outcome(self, failures: Patterns = ()) -> Outcome:
+        """How it ended; `failures` as for `outcome_of`."""
+        return outcome_of(self.message, _text(self.message.get("content")), failures)
 
     @cached_property
     def result(self) -> str:
@@ -249,7 +224,7 @@ def _executed(past: _Past, catalog: ToolCatalog, users: int) -> ExecutedCall:
     if past.result is None:
         return ExecutedCall(past.call, "", Outcome.PENDING, effect, users)
     result = _text(past.result.get("content"))
-    return ExecutedCall(past.call, result, _outcome(past.result, result), effect, users)
+    return ExecutedCall(past.call, result, outcome_of(past.result, result, catalog.failures), effect, users)
 
 
 def withheld_signatures(messages: Sequence[Any]) -> frozenset[CallSignature]:
@@ -304,64 +279,3 @@ def _part_text(part: object) -> str:
     if isinstance(part, Mapping) and isinstance(part.get("text"), str):
         return str(part["text"])
     return json.dumps(part, sort_keys=True, default=str)
-
-
-_EMPTY: Final = frozenset({"", "[]", "{}", "null", "None", '""'})
-
-_LONGEST_ERROR: Final = 16_384
-"""An error report is short; longer JSON is not parsed for one."""
-
-_ERROR_FIELD: Final = re.compile('"(?:error|is_error|isError|status|status_code)"')
-
-_HEAD: Final = 500
-"""How much of a text is looked at for the words of a failure, in characters."""
-
-_FAILURE: Final = re.compile(
-    r"""
-    [^\w{]*                              # "[ERROR]", but not the fields of an object
-    (?: (?!(?:the|an?|no|any|\d+)\b) \w+ [^\w{]+ )?    # "Tool error", "json.JSONDecodeError", not "No errors"
-    (?: \w*(?:error|exception)s? \b
-      | traceback \b | fail(?:ed|ure) \b | time(?:d\ |-)?out \b
-      | (?:permission|access)\ denied \b | unauthorized \b | forbidden \b
-      | connection\ (?:refused|reset|aborted|closed) \b
-      | (?:service|temporarily)\ unavailable \b | bad\ gateway \b | gateway\ timeout \b | internal\ server \b
-      | too\ many\ requests \b | rate\ limit | overloaded \b
-      | (?:http|status|code)\W+[45]\d\d \b
-    )""",
-    re.IGNORECASE | re.VERBOSE,
-)
-
-_TRANSIENT: Final = re.compile(
-    r"""
-    time(?:d\ |-)?out | temporar | unavailable | overloaded | rate.?limit | too\ many\ requests
-      | (?:try|retry)\ (?:again|later) | connection | gateway | internal\ server | \b(?:408|429|5\d\d)\b
-    """,
-    re.IGNORECASE | re.VERBOSE,
-)
-
-
-def _outcome(message: Mapping[str, Any], result: str) -> Outcome:
-    text = result.strip()
-    if _flagged(message) or _FAILURE.match(text, 0, _HEAD) or _says_failed(text):
-        return Outcome.TRANSIENT if _TRANSIENT.search(text, 0, _HEAD) else Outcome.FAILED
-    return Outcome.EMPTY if text in _EMPTY else Outcome.OK
-
-
-def _flagged(fields: Mapping[str, Any]) -> bool:
-    return any(fields.get(key) is True for key in ("is_error", "isError")) or fields.get("status") == "error"
-
-
-def _says_failed(text: str) -> bool:
-    """Whether a result is a JSON object with an `error`, an error flag or an HTTP status of 400 and above."""
-    if not text.startswith("{") or len(text) > _LONGEST_ERROR or not _ERROR_FIELD.search(text):
-        return False
-    try:
-        fields = json.loads(text)
-    except (ValueError, RecursionError):
-        return False
-    statuses = (fields.get(key) for key in ("status", "status_code"))
-    return bool(fields.get("error")) or _flagged(fields) or any(_is_http_error(status) for status in statuses)
-
-
-def _is_http_error(status: object) -> bool:
-    return isinstance(status, int) and 400 <= status < 600

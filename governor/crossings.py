@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from governor.certificate import Candidate
-from governor.conversations import Calls, noticed_before, until_crossing
+from governor.conversations import Calls, until_crossing
 from governor.gate import NEVER, CallFacts, Gate
 from governor.records import CallRecord
 
@@ -26,14 +26,8 @@ class ScoredCall:
 
 
 def scored(gate: Gate, calls: Calls) -> list[ScoredCall]:
-    """Each call of a conversation with its score. One that the model asked for again after a notice is never
-    withheld."""
-    noticed = [call for call in calls if call.noticed]
-    found = []
-    for call in calls:
-        again = any(other.signature == call.signature for other in noticed_before(call, noticed))
-        found.append(ScoredCall(call, NEVER if again else gate.score(CallFacts.of_record(call))))
-    return found
+    """Each call of a conversation with its score."""
+    return [ScoredCall(call, gate.score(CallFacts.of_record(call))) for call in calls]
 
 
 def candidates(gate: Gate, calls: Calls) -> list[Candidate]:

@@ -43,6 +43,8 @@ class Reason(StrEnum):
     UNKNOWN_TOOL = "unknown_tool"
     ASKED_AGAIN = "asked_again"
     NOTICE_LIMIT = "notice_limit"
+    VOLATILE = "volatile"
+    UNFINISHED = "unfinished"
     PROBE_FAILED = "probe_failed"
     NO_PROBE = "no_probe"
     REPLACEMENT_FAILED = "replacement_failed"
@@ -131,6 +133,8 @@ _BECAUSE: Final = {
     Reason.UNKNOWN_TOOL: "its tool is not known to be read-only",
     Reason.ASKED_AGAIN: "the model asked for it again after a notice",
     Reason.NOTICE_LIMIT: "the limit of notices was reached",
+    Reason.VOLATILE: "its tool may give another answer each time",
+    Reason.UNFINISHED: "the same call last said that the work was not finished",
     Reason.PROBE_FAILED: "the probe gave no answer",
     Reason.NO_PROBE: "it needs a probe, and the settings allow none here",
     Reason.REPLACEMENT_FAILED: "what was to take its place could not be generated",
@@ -158,6 +162,8 @@ _FORECAST: Final = (
 _FIGURES: Final = {
     Reason.REPEATED_CALL: ("times: {executed}",),
     Reason.CYCLE: ("period {period}", "{executed} calls"),
+    Reason.VOLATILE: ("times: {executed}",),
+    Reason.UNFINISHED: ("times: {executed}",),
     Reason.BUDGET: ("{executed} of {budget} calls of the {budget_of}",),
     Reason.FAILING_RETRY: ("times: {attempts}",),
     Reason.CONFIDENT_ANSWER: _CERTAINTY,

@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any, Final
 
+from governor.chunk import edited
 from governor.generation import Generation, Purpose
 from governor.hold import Held
 from governor.message import Keep, composed, gap, joined
 from governor.probe import ProbeAnswer
-from governor.request import ClientView, Json
-from governor.turn import REASONING_KEYS, first_choice
+from governor.request import REASONING_KEYS, ClientView, Json
+from governor.turn import first_choice
+
+HEAD: Final = ("id", "created", "model")
+"""The fields that are the same in every chunk of a message."""
 
 
 class Delivery:
-    """Chunks and bodies for the client, made of the `generations` that the exchange adds to. `first` is the
-    first chunk of a stream, as it came.
+    """Chunks and bodies for the client, made of the `generations` that the exchange adds to. `head` are the
+    fields of a stream that every chunk has, each as the first chunk said it that did: some servers begin
+    with a chunk whose id is empty.
 
     What waits is given up only once what becomes of it is there: where a chunk is too odd to leave something
     out of it, all of them wait still, to be released as they are.
@@ -23,23 +29,28 @@ class Delivery:
     def __init__(self, view: ClientView, generations: Sequence[Generation]) -> None:
         self._view = view
         self._generations = generations
-        self.first: Json = {}
+        self.head: dict[str, Any] = {}
         self._ready: list[Json] = []
         self._trailer: tuple[Json, ...] = ()
 
     # A stream
+
+    @property
+    def holds(self) -> bool:
+        """Whether something waits for a decision."""
+        return bool(self._ready or self._generations[-1].hold.waiting)
 
     def receive(self, chunk: Json) -> tuple[Json, ...]:
         """What the client gets now that a chunk of the last generation came, which has taken it in."""
         generation = self._generations[-1]
         first_token = generation.turn.drawn
         generation.turn.add_chunk(chunk)
-        if not self.first:
-            self.first = chunk
+        if len(self.head) < len(HEAD):
+            self.head |= {key: chunk[key] for key in HEAD if key not in self.head and chunk.get(key)}
         fitted = chunk if generation.purpose is Purpose.REQUEST else self._fitted(chunk, generation)
         if fitted is None:
             return ()
-        passed = generation.hold.receive(Held(fitted, first_token), generation.turn)
+        passed = generation.hold.receive(Held(fitted, first_token, generation.turn.places), generation.turn)
         if not passed:
             return ()
         generation.shown = True
@@ -52,9 +63,7 @@ class Delivery:
         held = [item for item in waiting if first_choice(item.chunk) is not None]
         keep = Keep.of(generation.turn, generation.withheld)
         ready = [
-            chunk
-            for item in held
-            if _before_end(item.chunk) and (chunk := keep.chunk(item.chunk, item.first_token)) is not None
+            chunk for item in held if _before_end(item.chunk) and (chunk := keep.chunk(item)) is not None
         ]
         generation.held, self._ready = held, ready
         if generation.purpose is Purpose.REQUEST:
@@ -65,7 +74,7 @@ class Delivery:
         """The end of the stream."""
         last = self._generations[-1]
         keep = Keep.of(last.turn, last.withheld)
-        kept = (keep.chunk(held.chunk, held.first_token) for held in last.hold.waiting)
+        kept = map(keep.chunk, last.hold.waiting)
         chunks = [*self._ready, *(chunk for chunk in kept if chunk is not None), *self._trailer]
         last.hold.take()
         self._ready, self._trailer = [], ()
@@ -75,8 +84,10 @@ class Delivery:
         """The end of the stream where what should have taken the place of `before`'s calls failed: they go
         out after all, and what stood before them too unless some of the failed generation was `shown`."""
         self._ready = []
-        held = [item for item in before.held if not shown or _has_call_or_end(item.chunk)]
-        return (*self._seen([item.chunk for item in held]), *self._trailer)
+        chunks = [item.chunk for item in before.held]
+        if shown:
+            chunks = [_calls_alone(chunk) for chunk in chunks if _has_call_or_end(chunk)]
+        return (*self._seen(chunks), *self._trailer)
 
     def answer_chunks(self, generation: Generation, probe: ProbeAnswer) -> tuple[Json, ...]:
         """The end of the stream with the forced answer in the place of `generation`'s calls."""
@@ -87,7 +98,7 @@ class Delivery:
             if first_choice(item.chunk) is None:
                 chunks.append(item.chunk)
             elif _before_end(item.chunk):
-                chunks.append(keep.chunk(item.chunk, item.first_token))
+                chunks.append(keep.chunk(item))
             else:
                 chunks += _answer_chunks(item.chunk, gap(before) + probe.text, _logprobs(generation))
         generation.hold.take()
@@ -139,9 +150,10 @@ class Delivery:
             if delta.get(key) and generation.turn.reasoning_pieces == 1:
                 before = joined([part.turn.reasoning for part in earlier], skip_blank=False)
                 delta[key] = gap(before) + delta[key]
-        same = {key: self.first[key] for key in ("id", "created", "model") if key in self.first}
-        fitted = {key: value for key, value in chunk.items() if key != "usage"}
-        return {**fitted, **same, "choices": [{**choice, "delta": delta}]}
+        # Where usage comes with every chunk, its last word stays that of the client's own generation.
+        told = self._generations[0].turn.usage
+        usage: dict[str, Any] = {"usage": told} if chunk.get("usage") and told else {}
+        return edited(chunk, **self.head, **usage, choices=[{**choice, "delta": delta}])
 
     def _seen(self, chunks: Sequence[Json]) -> tuple[Json, ...]:
         return tuple(seen for chunk in chunks if (seen := self._view.chunk(chunk)) is not None)
@@ -164,6 +176,14 @@ def _has_call_or_end(chunk: Json) -> bool:
     )
 
 
+def _calls_alone(chunk: Json) -> Json:
+    """A chunk whose text the client has, without it; the end as it is."""
+    choice: Json = first_choice(chunk) or {}
+    if choice.get("finish_reason") is not None or not choice:
+        return chunk
+    return edited(chunk, choices=[{**choice, "delta": {"tool_calls": choice["delta"]["tool_calls"]}}])
+
+
 def _answer_chunks(end: Json, text: str, logprobs: Json | None) -> tuple[Json, Json]:
     """The probe's text as a stream would have brought it: a chunk with the text, and the end, made from the
     end of the generation that it replaces."""
@@ -175,5 +195,5 @@ def _answer_chunks(end: Json, text: str, logprobs: Json | None) -> tuple[Json, J
         "finish_reason": None,
     }
     ended = {**choice, "delta": {}, "logprobs": None, "finish_reason": "stop"}
-    rest = {key: value for key, value in end.items() if key != "system_fingerprint"}
-    return {**rest, "choices": [spoken]}, {**end, "choices": [ended]}
+    # vLLM names its build in the last chunk alone.
+    return edited(end, choices=[spoken], without="system_fingerprint"), edited(end, choices=[ended])

@@ -25,6 +25,7 @@ from enum import Enum, StrEnum
 from typing import Any
 
 from governor.admission import Admission, Messages
+from governor.chunk import edited
 from governor.conversation import AnsweredCall, answered_calls
 from governor.conversations import after
 from governor.decision import Action, Decision, Mode, Reason
@@ -181,7 +182,7 @@ class Exchange:
     @property
     def answered_by(self) -> str:
         """The model that upstream says it is; "" before it said so."""
-        return str((self._generations[-1].response or self._delivery.first).get("model") or "")
+        return str((self._generations[-1].response or self._delivery.head).get("model") or "")
 
     @property
     def decisions(self) -> tuple[Decision, ...]:
@@ -193,6 +194,11 @@ class Exchange:
         """What became of the message: the strongest action taken on one of its calls."""
         taken = {decision.action for decision in self.decisions}
         return next((action for action in STRONGEST_FIRST if action in taken), Action.PASS)
+
+    @property
+    def holds(self) -> bool:
+        """Whether some of a stream waits for a decision."""
+        return self._delivery.holds
 
     @property
     def mode(self) -> Mode:
@@ -208,6 +214,12 @@ class Exchange:
     def pruning(self) -> Pruning:
         """What the model gets to see of the client's messages."""
         return self._admission.pruning
+
+    @property
+    def changed_tools(self) -> frozenset[str]:
+        """The read-only tools that gave another answer to the same call in the client's history, with nothing
+        in between that could have changed it."""
+        return self._judge.changed
 
     @property
     def complete(self) -> bool:
@@ -315,6 +327,10 @@ class Exchange:
     def receive(self, chunk: Json) -> tuple[Json, ...]:
         """Take in a stream chunk; returns what the client gets now."""
         return self._delivery.receive(chunk)
+
+    def shown(self, chunk: Json) -> Json | None:
+        """What the client gets of a stream chunk that passes unjudged; None if nothing."""
+        return self._view.chunk(chunk)
 
     def receive_response(self, response: Json) -> None:
         """Take in a whole response of upstream."""
@@ -574,7 +590,7 @@ class Exchange:
     def _chunks(self, chunks: tuple[Json, ...]) -> Deliver:
         if self._explain is Explain.NO or not chunks:
             return Deliver(chunks)
-        return Deliver((*chunks[:-1], {**chunks[-1], "governor": self.explanation()}))
+        return Deliver((*chunks[:-1], edited(chunks[-1], governor=self.explanation())))
 
     def explanation(self) -> dict[str, Any]:
         """What the client reads in the body if it asks."""

@@ -21,13 +21,14 @@ from typing import Any
 
 from governor.calls import ToolCall, ToolEffect
 from governor.certificate import UNLABELLED, upper_bound
-from governor.conversation import ExecutedCall, Outcome
+from governor.conversation import ExecutedCall
 from governor.conversations import noticed_before, observed, together, turn, until_crossing
 from governor.decision import Reason
 from governor.policies import Evidence, Policy, Verdict
 from governor.probe import ProbeAnswer
 from governor.records import CallRecord
-from governor.rules import RuleSettings, find
+from governor.results import Outcome
+from governor.rules import RuleSettings, awaited, find
 
 
 class Fate(StrEnum):
@@ -165,6 +166,7 @@ def _evidence(records: Sequence[CallRecord], record: CallRecord) -> Evidence:
         last=executed[-1] if executed else None,
         model=record.model,
         schema=record.schema,
+        volatile=_reason(record) == Reason.VOLATILE,
         signals=figures or None,
     )
 
@@ -209,13 +211,19 @@ def _as_the_rules_saw_it(
 ) -> Iterable[ExecutedCall]:
     """The history, in which a repeat that the rules did not mind is one from before the user's last message:
     the results differed, or the user spoke, and either way what came before says nothing of the world now."""
-    if not record.signals or record.rule in _OF_THE_HISTORY:
+    if not record.signals or record.rule in _OF_THE_HISTORY or _reason(record) in _AWAITED:
         return history
-    if find(call, history, RuleSettings()) is None:
+    again = find(call, history, RuleSettings()) or awaited(call, history, volatile=False)
+    if again is None:
         return history
     return [replace(done, user_messages_after=1) for done in history]
 
 
+def _reason(record: CallRecord) -> str:
+    return str(record.decision.get("reason", ""))
+
+
+_AWAITED = frozenset({Reason.VOLATILE, Reason.UNFINISHED})
 _OF_THE_HISTORY = frozenset({Reason.REPEATED_CALL, Reason.CYCLE, Reason.FAILING_RETRY})
 
 

@@ -13,10 +13,12 @@ MAY_BEGIN_CALL = "{[<`"
 
 
 class Held(NamedTuple):
-    """A chunk that waits; `first_token` is the place in the turn of the first token in its logprobs."""
+    """A chunk that waits; `first_token` is the place in the turn of the first token in its logprobs, and
+    `places` are those in the message of the calls that it has pieces of."""
 
     chunk: Json
     first_token: int = 0
+    places: Sequence[int] = ()
 
 
 class Hold:
@@ -42,7 +44,7 @@ class Hold:
 
     def receive(self, held: Held, turn: Turn) -> Sequence[Held]:
         """What goes on now that `held` arrived; `turn` has taken it in already."""
-        self._closed = self._closed or self._closes(held.chunk, turn)
+        self._closed = self._closed or self._closes(held, turn)
         self._waiting.append(held)
         if self._closed or (self._holds_calls and self._shows_nothing(held.chunk, turn)):
             return ()
@@ -61,14 +63,13 @@ class Hold:
         taken, self._waiting = self._waiting, []
         return taken
 
-    def _closes(self, chunk: Json, turn: Turn) -> bool:
-        choice = first_choice(chunk)
+    def _closes(self, held: Held, turn: Turn) -> bool:
+        choice = first_choice(held.chunk)
         if choice is None:
             return False
         if self._holds_end and choice.get("finish_reason") is not None:
             return True
-        calls = (choice.get("delta") or {}).get("tool_calls") or ()
-        return self._holds_calls and any(self._waits(turn.tool_name(call.get("index", 0))) for call in calls)
+        return self._holds_calls and any(self._waits(turn.tool_name(place)) for place in held.places)
 
     def _waits(self, tool: str) -> bool:
         return not tool or self._governs(tool)

@@ -20,6 +20,7 @@ from governor.records import CallRecord
 from governor.rules import find
 from governor.spans import call_tokens, decision_token, mean_entropy, segment
 from governor.turn import Turn
+from governor.volatility import changed_tools
 
 
 class NoProbe(Enum):
@@ -120,6 +121,11 @@ class Judge:
         """The calls of the client's history."""
         return executed_calls(self._messages, self.catalog)
 
+    @cached_property
+    def changed(self) -> frozenset[str]:
+        """The tools that changed their answers by themselves in the client's history."""
+        return changed_tools(self.executed)
+
     @property
     def model(self) -> str:
         """The model that the client asks for."""
@@ -176,6 +182,7 @@ class Judge:
                 last=self.known[-1] if self.known else None,
                 model=self._model,
                 schema=self.schema(call.name),
+                volatile=self.catalog.is_volatile(call.name) or call.name in self.changed,
             )
             yield self._exempt(evidence) or self._by_policy(evidence, turn, probe)
 
@@ -186,7 +193,8 @@ class Judge:
     def _by_policy(self, evidence: Evidence, turn: Turn, probe: ProbeState) -> Proposal | NeedProbe:
         rule = ""
         try:
-            if found := find(evidence.call, evidence.history, self._governance.rules):
+            rules, volatile = self._governance.rules, evidence.volatile
+            if found := find(evidence.call, evidence.history, rules, volatile=volatile):
                 rule = found.reason.value
             judgement: Judgement = self._governance.policy.judge(evidence)
         except Exception as error:

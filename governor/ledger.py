@@ -154,7 +154,7 @@ class Ledger:
         return tuple(
             replace(
                 known.record,
-                outcome=known.record.outcome or known.call.outcome.value,
+                outcome=known.record.outcome or known.call.outcome(self._judge.catalog.failures).value,
                 returned=self._now if known.record.returned is None else known.record.returned,
                 result=known.record.result or known.call.result,
             )

@@ -6,10 +6,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from governor.request import Json
+from governor.chunk import edited
+from governor.hold import Held
+from governor.request import REASONING_KEYS, Json
 from governor.spans import SpanKind
 from governor.tokens import Unread
-from governor.turn import REASONING_KEYS, Turn, first_choice
+from governor.turn import Turn, first_choice
 
 
 def gap(before: str) -> str:
@@ -59,41 +61,42 @@ class Keep:
             if index in withheld
         ]
 
-    def chunk(self, chunk: Json, first_token: int) -> Json | None:
-        """What is left of a stream chunk, whose logprobs begin with the token `first_token`; None if
-        nothing."""
-        choice = first_choice(chunk)
+    def chunk(self, held: Held) -> Json | None:
+        """What is left of a stream chunk; None if nothing."""
+        choice = first_choice(held.chunk)
         if self.calls is None or choice is None:
-            return chunk
-        delta = self._delta(choice.get("delta") or {})
-        logprobs = self._logprobs(choice.get("logprobs"), first_token)
-        if not delta and not logprobs and not choice.get("finish_reason"):
+            return held.chunk
+        delta = self._delta(choice.get("delta") or {}, held.places)
+        logprobs = self._logprobs(choice.get("logprobs"), held.first_token)
+        if not any(delta.values()) and not logprobs and not choice.get("finish_reason"):
             return None
-        return {**chunk, "choices": [{**choice, "delta": delta, "logprobs": logprobs}]}
+        return edited(held.chunk, choices=[{**choice, "delta": delta, "logprobs": logprobs}])
 
-    def _delta(self, delta: Json) -> dict[str, Any]:
+    def _delta(self, delta: Json, places: Sequence[int]) -> dict[str, Any]:
         left = {key: value for key, value in delta.items() if key not in ("tool_calls", "content")}
         content = delta.get("content")
-        calls = self._calls(delta.get("tool_calls") or (), "index")
+        calls = self._pieces(delta.get("tool_calls") or (), places)
         if content and (self.calls or content.strip()) or calls and "content" in delta:
             left["content"] = content
         return {**left, "tool_calls": calls} if calls else left
+
+    def _pieces(self, calls: Sequence[Json], places: Sequence[int]) -> list[Json]:
+        kept = self.calls or {}
+        return [
+            {**call, "index": kept[place]} if "index" in call else call
+            for place, call in zip(places, calls, strict=True)
+            if place in kept
+        ]
 
     def choice(self, choice: Json) -> dict[str, Any]:
         """What is left of the choice of a whole response."""
         if self.calls is None:
             return dict(choice)
         message = dict(choice.get("message") or {})
-        calls = self._calls(message.pop("tool_calls", None) or (), None)
-        if calls:
-            message["tool_calls"] = calls
+        calls = message.pop("tool_calls", None) or ()
+        if kept := [call for place, call in enumerate(calls) if place in self.calls]:
+            message["tool_calls"] = kept
         return {**choice, "message": message, "logprobs": self._logprobs(choice.get("logprobs"), 0)}
-
-    def _calls(self, calls: Sequence[Json], index_key: str | None) -> list[Json]:
-        kept = self.calls or {}
-        if index_key is None:
-            return [call for place, call in enumerate(calls) if place in kept]
-        return [{**call, index_key: kept[call[index_key]]} for call in calls if call[index_key] in kept]
 
     def _logprobs(self, logprobs: Json | Unread | None, first_token: int) -> Json | Unread | None:
         if not logprobs or isinstance(logprobs, Unread):

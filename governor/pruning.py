@@ -5,8 +5,9 @@ is pruned anew, and a result that was stubbed once must be stubbed again: otherw
 another prompt and the engine's prefix cache is lost. The caller therefore keeps `Pruning.stubs` (it belongs
 into the calls' records) and hands it in with the next request.
 
-Only results of read-only tools are ever pruned, and of these no error, nothing but text, and nothing that is
-not longer than its stub. A result and its call stay a pair: of the tool message, the content alone changes.
+Only results of read-only tools are ever pruned, and of these no error, nothing but text, nothing that is not
+longer than its stub, and nothing whose repetition could give another answer (of volatile tools, and of work
+that goes on). A result and its call stay a pair: of the tool message, the content alone changes.
 Whatever cannot be read or told apart stays as it is.
 """
 
@@ -21,6 +22,7 @@ from typing import Any, Final, Literal
 
 from governor.calls import CallSignature, ToolCatalog, ToolEffect
 from governor.conversation import ExecutedCall, executed_calls
+from governor.results import Outcome
 
 PrunePolicy = Literal["none", "low_value", "age"]
 
@@ -180,7 +182,8 @@ def prune(
 class _Result:
     """A result whose call is known. `place` and `asked` are the places of their messages.
 
-    `prunable`: of a read-only call, nothing but text, no error, and the first one with its id. `stub`: the
+    `prunable`: of a read-only call whose tool does not change its answers, nothing but text, no error, final,
+    and the first one with its id. `stub`: the
     client sent a stub of ours, of this reason and this many characters.
     """
 
@@ -241,7 +244,11 @@ def _read(messages: Sequence[Any], catalog: ToolCatalog, stubs: Mapping[str, Stu
                     text=told.result,
                     signature=executed.call.signature,
                     failed=told.failed,
-                    prunable=sure and not told.failed and None not in _parts(message.get("content")),
+                    prunable=sure
+                    and not told.failed
+                    and told.outcome is not Outcome.UNFINISHED
+                    and not catalog.is_volatile(executed.call.name)
+                    and None not in _parts(message.get("content")),
                     stub=_known_stub(told.result, stubs.get(identity)),
                 )
                 for told in _executed(message, catalog)

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
+from governor.chunk import edited
+
 Json = Mapping[str, Any]
 
 ALL_TOKENS = -1
@@ -71,6 +73,8 @@ class ClientView:
     """What of the tokens' data the client asked for; everything else that arrives is for the governor alone.
 
     `asked` and `sent` are numbers of `top_logprobs` (`ALL_TOKENS`: every one): the client's, and upstream's.
+    `reasoning` False: the client does not want it, and upstream is asked for it all the same, since vLLM
+    leaves the logprobs out with the reasoning.
     """
 
     logprobs: bool
@@ -79,31 +83,39 @@ class ClientView:
     token_ids: bool = False
     unchanged: bool = False
     """Upstream gets the client's own request, so that all of its answer is the client's."""
+    reasoning: bool = True
 
     @classmethod
     def of(cls, body: Json, top_logprobs: int) -> ClientView:
         """The view of the client that sent `body`, when the governor wants `top_logprobs` of them."""
         asked = body.get("top_logprobs") or 0
-        sent = asked if asked == ALL_TOKENS else max(asked, top_logprobs)
-        return cls(bool(body.get("logprobs")), asked, sent, bool(body.get("return_token_ids")))
+        return cls(
+            logprobs=bool(body.get("logprobs")),
+            asked=asked,
+            sent=asked if asked == ALL_TOKENS else max(asked, top_logprobs),
+            token_ids=bool(body.get("return_token_ids")),
+            reasoning=not _hides_reasoning(body),
+        )
 
     @property
     def shows_all(self) -> bool:
         """Whether the client asked for all that upstream is asked for."""
-        return self.unchanged or (self.logprobs and self.asked == self.sent)
+        return self.unchanged or (self.logprobs and self.asked == self.sent and self.reasoning)
 
     def request(self, body: Json) -> dict[str, Any]:
         """`body` with what the governor needs to measure."""
-        return {**body, "logprobs": True, "top_logprobs": self.sent}
+        measured = {**body, "logprobs": True, "top_logprobs": self.sent}
+        return measured if self.reasoning else {**measured, "include_reasoning": True}
 
     def chunk(self, chunk: Json) -> Json | None:
         """The stream chunk that the client would have received; None if none, `chunk` itself if all of it."""
         choices = chunk.get("choices")
         if self.shows_all or not choices or not isinstance(choices, list):
             return chunk
-        if not self.logprobs and not self.token_ids and all(map(_only_logprobs, choices)):
+        shown = choices if self.reasoning else [_without_reasoning(choice, "delta") for choice in choices]
+        if not self.logprobs and not self.token_ids and all(map(_is_for_us_alone, shown, choices)):
             return None
-        return self._with_choices(chunk, choices)
+        return self._with_choices(chunk, shown)
 
     def response(self, response: Json) -> Json:
         """The response that the client would have received; `response` itself if nothing is to be taken
@@ -111,12 +123,14 @@ class ClientView:
         choices = response.get("choices")
         if self.shows_all or not choices or not isinstance(choices, list):
             return response
+        if not self.reasoning:
+            choices = [_without_reasoning(choice, "message") for choice in choices]
         return self._with_choices(response, choices)
 
     def _with_choices(self, source: Json, choices: list[Any]) -> Json:
-        if not any(isinstance(choice, Mapping) and choice.get("logprobs") for choice in choices):
+        if self.reasoning and not any(isinstance(one, Mapping) and one.get("logprobs") for one in choices):
             return source
-        return {**source, "choices": [self._choice(choice) for choice in choices]}
+        return edited(source, choices=[self._choice(choice) for choice in choices])
 
     def _choice(self, choice: Any) -> Any:
         logprobs = choice.get("logprobs") if isinstance(choice, Mapping) else None
@@ -142,11 +156,44 @@ class ClientView:
         return {**token, "top_logprobs": top[: self.asked]} if isinstance(top, list) else token
 
 
-def _only_logprobs(choice: Any) -> bool:
-    """Whether upstream sent this chunk for its logprobs alone."""
-    return (
-        isinstance(choice, Mapping)
-        and choice.get("delta") == {}
-        and choice.get("finish_reason") is None
-        and bool(choice.get("logprobs"))
-    )
+REASONING_KEYS = ("reasoning", "reasoning_content")
+"""The names of the field with the reasoning, the present one of vLLM first."""
+
+_GUIDED = ("response_format", "structured_outputs", "guided_json", "guided_regex", "guided_choice")
+
+
+def _hides_reasoning(body: Json) -> bool:
+    """Whether the client does not want the reasoning, and it can be asked for all the same.
+
+    Not where it wants the tokens' data, which vLLM leaves out as well; and not where a grammar guides the
+    answer, since vLLM lets no reasoning come before it then: the answer would be another one.
+    """
+    kept = (*_GUIDED, "logprobs", "return_token_ids")
+    strict = any(_is_strict(tool) for tool in body.get("tools") or ())
+    return body.get("include_reasoning") is False and not strict and not any(map(body.get, kept))
+
+
+def _is_strict(tool: object) -> bool:
+    function = tool.get("function") if isinstance(tool, Mapping) else None
+    return isinstance(function, Mapping) and bool(function.get("strict"))
+
+
+def _without_reasoning(choice: Any, key: str) -> Any:
+    """A choice whose message, or delta, has no reasoning: None in a message, as vLLM writes it, and no field
+    in a delta."""
+    message = choice.get(key) if isinstance(choice, Mapping) else None
+    if not isinstance(message, Mapping) or not any(map(message.get, REASONING_KEYS)):
+        return choice
+    if key == "message":
+        shown = {**message, **{name: None for name in REASONING_KEYS if name in message}}
+    else:
+        shown = {name: value for name, value in message.items() if name not in REASONING_KEYS}
+    return {**choice, key: shown}
+
+
+def _is_for_us_alone(shown: Any, sent: Any) -> bool:
+    """Whether upstream sent a chunk's choice, of which this is `shown`, only for what the governor asked."""
+    if not isinstance(shown, Mapping):
+        return False
+    empty = shown.get("delta") == {} and shown.get("finish_reason") is None
+    return empty and (shown is not sent or bool(shown.get("logprobs")))

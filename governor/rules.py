@@ -10,10 +10,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Final
 
 from governor.calls import ToolCall, ToolEffect
-from governor.conversation import ExecutedCall, Outcome
+from governor.conversation import ExecutedCall
 from governor.decision import InputValue, Reason
+from governor.results import Outcome
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,11 +51,16 @@ class Finding:
     inputs: Mapping[str, InputValue]
 
 
-def find(call: ToolCall, history: Sequence[ExecutedCall], settings: RuleSettings) -> Finding | None:
+def find(
+    call: ToolCall, history: Sequence[ExecutedCall], settings: RuleSettings, *, volatile: bool = False
+) -> Finding | None:
     """The first rule that speaks against the read-only `call`, or None.
 
-    `history` as in `Evidence.history`: executed calls, then the pending siblings of `call`.
+    `history` as in `Evidence.history`: executed calls, then the pending siblings of `call`. Of a `volatile`
+    tool no call is a repeat: only the budgets count.
     """
+    if volatile:
+        return over_budget(call, history, settings.budgets)
     current = current_history(history)
     same = executions(call, current)
     return (
@@ -62,6 +69,18 @@ def find(call: ToolCall, history: Sequence[ExecutedCall], settings: RuleSettings
         or failing_retry(same, settings.failing_attempts)
         or over_budget(call, history, settings.budgets)
     )
+
+
+def awaited(call: ToolCall, history: Sequence[ExecutedCall], *, volatile: bool) -> Finding | None:
+    """Why the same call again may well bring something new: its tool is volatile, or its last result was not
+    final. None for a call that was not made before."""
+    same = executions(call, current_history(history))
+    if not same:
+        return None
+    if volatile:
+        return Finding(Reason.VOLATILE, {"executed": len(same)})
+    unfinished = same[-1].outcome is Outcome.UNFINISHED
+    return Finding(Reason.UNFINISHED, {"executed": len(same)}) if unfinished else None
 
 
 def current_history(history: Sequence[ExecutedCall]) -> tuple[ExecutedCall, ...]:
@@ -83,8 +102,8 @@ def cycle(same: Sequence[ExecutedCall], current: Sequence[ExecutedCall]) -> Find
     """The last 2n calls are the same n calls twice, with the same results, and the call starts them a third
     time.
 
-    A result that changed is progress, and a failure that may go away by itself is no loop. What the call
-    itself got must be a result; where it failed, `failing_retry` says so.
+    A result that changed is progress; a failure that may go away by itself is no loop, nor is work that is
+    waited for. What the call itself got must be a result; where it failed, `failing_retry` says so.
     """
     if len(same) < 2:
         return None
@@ -93,14 +112,17 @@ def cycle(same: Sequence[ExecutedCall], current: Sequence[ExecutedCall]) -> Find
         last, before = steps[-period:], steps[-2 * period : -period]
         if last == before and last[0][0] == same[0].call.signature:
             outcomes = [executed.outcome for executed in current[-period:]]
-            if outcomes[0] is not Outcome.OK or Outcome.TRANSIENT in outcomes:
+            if outcomes[0] is not Outcome.OK or not _PASSING.isdisjoint(outcomes):
                 return None
             return Finding(Reason.CYCLE, {"period": period, "executed": 2 * period})
     return None
 
 
+_PASSING: Final = frozenset({Outcome.TRANSIENT, Outcome.UNFINISHED})
+
+
 def repeated_call(same: Sequence[ExecutedCall]) -> Finding | None:
-    """The call was made before, and its last result is a result: neither a failure nor empty.
+    """The call was made before, and its last result is a result: not a failure, not empty, not unfinished.
 
     If its results differed from each other the tool's answer changes by itself (a job that is polled), and
     asking again is how one learns of it.

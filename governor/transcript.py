@@ -10,8 +10,8 @@ from typing import Any
 from governor.generation import Generation
 from governor.message import joined
 from governor.probe import ProbeAnswer
-from governor.request import Json
-from governor.turn import REASONING_KEYS, Turn
+from governor.request import REASONING_KEYS, Json
+from governor.turn import Turn
 
 Message = Mapping[str, Any]
 Measured = Sequence[Any]

@@ -10,13 +10,9 @@ from typing import Any
 from governor.calls import ToolCall
 from governor.errors import CallsMalformed, LogprobsMalformed
 from governor.probe import ProbeAnswer
-from governor.request import Json
+from governor.request import REASONING_KEYS, Json
 from governor.spans import Markup, Span, SpanKind, mean_entropy, segment, spans
 from governor.tokens import Token, Unread, tokens_from_logprobs
-
-REASONING_KEYS = ("reasoning", "reasoning_content")
-"""The names of the field with the reasoning, the present one of vLLM first."""
-
 
 MOST_UNREAD = 64
 """Pieces of logprobs that are kept unread, beyond which the oldest is read for each that comes: all of them
@@ -49,6 +45,8 @@ class Turn:
         self._content: list[str] = []
         self._reasoning: list[str] = []
         self._calls: dict[int, _CallParts] = {}
+        self.places: Sequence[int] = ()
+        """The places in the message of the calls that the last chunk had pieces of, one for each piece."""
         self.reasoning_key = REASONING_KEYS[0]
         self.has_text = False
         self.malformed = False
@@ -64,10 +62,11 @@ class Turn:
 
     def add_chunk(self, chunk: Json) -> None:
         """Take in one chunk of the stream. Raises `CallsMalformed`."""
+        self.places = ()
         if choice := first_choice(chunk):
             delta = choice.get("delta") or {}
-            for place, call in enumerate(delta.get("tool_calls") or ()):
-                self._add_call(call.get("index", place), call)
+            if calls := delta.get("tool_calls"):
+                self.places = [self._add_piece(call) for call in calls]
             self._add(delta, choice)
         self.usage = chunk.get("usage") or self.usage
 
@@ -96,17 +95,38 @@ class Turn:
             self._shown_unmeasured = True
         self.finish_reason = choice.get("finish_reason") or self.finish_reason
 
-    def _add_call(self, index: int, delta: Json) -> None:
-        """By index: later pieces of a call carry no id, or an empty one. Two ids or names under one index are
-        two calls that nobody can tell apart: an effectful one might be taken for a part of another."""
-        parts = self._calls.setdefault(index, _CallParts())
-        self.malformed = self.malformed or not isinstance(index, int)
+    def _add_piece(self, delta: Json) -> int:
+        place = self._place(delta)
+        self._add_call(place, delta)
+        return place
+
+    def _place(self, delta: Json) -> int:
+        """Where in the message the call is that `delta` is a piece of: where its index says. Without one, a
+        piece is of the call that has its id; a name where the last call has one begins the next call;
+        anything else goes on with the last one."""
+        index = delta.get("index")
+        if isinstance(index, int):
+            return index
+        if isinstance(index, str) and index.isdecimal():
+            return int(index)
+        self.malformed = self.malformed or index is not None
+        id, name = delta.get("id"), (delta.get("function") or {}).get("name")
+        for place, parts in self._calls.items():
+            if id and parts.id == id:
+                return place
+        last = max(self._calls, default=0)
+        return last + 1 if name and self.tool_name(last) else last
+
+    def _add_call(self, place: int, delta: Json) -> None:
+        """Later pieces of a call carry no id, an empty one, or any other: what begins a call is its name. Two
+        names at one place, or a name with another id, are two calls that nobody can tell apart: an effectful
+        one might be taken for a part of another."""
+        parts = self._calls.setdefault(place, _CallParts())
         function: Json = delta.get("function") or {}
-        id = self._text(delta.get("id")) or parts.id
-        name = self._text(function.get("name")) or parts.name
-        if (parts.id and id != parts.id) or (parts.name and name != parts.name):
-            raise CallsMalformed("calls", "two calls under one index")
-        parts.id, parts.name = id, name
+        id, name = self._text(delta.get("id")), self._text(function.get("name"))
+        if name and ((parts.name and name != parts.name) or (id and parts.id and id != parts.id)):
+            raise CallsMalformed("calls", "two calls at one place")
+        parts.id, parts.name = parts.id or id, parts.name or name
         parts.arguments.append(self._text(function.get("arguments")))
 
     def _text(self, piece: object) -> str:
@@ -162,10 +182,9 @@ class Turn:
 
     @property
     def calls(self) -> tuple[ToolCall, ...]:
-        # Places that are no numbers have no order among themselves.
-        items = self._calls.items() if self.malformed else sorted(self._calls.items())
         return tuple(
-            ToolCall(parts.id, index, parts.name, "".join(parts.arguments)) for index, parts in items
+            ToolCall(parts.id, index, parts.name, "".join(parts.arguments))
+            for index, parts in sorted(self._calls.items())
         )
 
     def tool_name(self, index: int) -> str:

@@ -13,6 +13,7 @@ from prometheus_client.metrics import MetricWrapperBase
 from governor.decision import Reason
 from governor.pruning import StubReason
 from governor_server.metrics import LABELS, REFUSED, UPSTREAM_FAILURES, Metrics
+from governor_server.ungoverned import Ungoverned
 from scripts.pages import Page, table
 
 ROOT = Path(__file__).parents[1]
@@ -25,6 +26,7 @@ REASONS = {
     "governor_let_through_calls_total": ["those of a withheld call", "exploration", "notice_limit"],
     "governor_upstream_failures_total": [*UPSTREAM_FAILURES, "status_ and a number"],
     "governor_refused_requests_total": list(REFUSED),
+    "governor_ungoverned_requests_total": [reason.value for reason in Ungoverned],
     "governor_probe_failures_total": [
         "timeout", "connect_timeout", "unreachable", "broken", "malformed", "empty", "call", "no_logprobs",
         "status_ and a number",

@@ -15,10 +15,9 @@ import time
 import xml.etree.ElementTree as ElementTree
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 ROOT = Path(__file__).parents[1]
 UNIT, E2E = "unit", "end-to-end"
@@ -73,10 +72,6 @@ class Result:
     failed: Sequence[str]
     seconds: float
     load: float
-
-    @property
-    def run(self) -> Run:
-        return Run(self.suite, self.busy, self.seed)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -244,9 +239,12 @@ def outcome(report: Path) -> tuple[int, list[str]]:
 
 def read(results: Path) -> list[Result]:
     """What was done before."""
-    lines = results.read_text("utf-8").splitlines() if results.exists() else []
-    found: list[dict[str, Any]] = [json.loads(line) for line in lines]
-    return [Result(**one) for one in found]
+    found: list[Result] = []
+    for line in results.read_text("utf-8").splitlines() if results.exists() else []:
+        # The last one is half there if the machine stopped while it was written.
+        with suppress(ValueError):
+            found.append(Result(**json.loads(line)))
+    return found
 
 
 def state(busy: bool) -> str:
@@ -280,4 +278,6 @@ def table(results: Sequence[Result]) -> str:
 
 
 if __name__ == "__main__":
+    # In a log, too, each line is there when it is said.
+    sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
     sys.exit(main())

@@ -17,6 +17,7 @@ import yaml
 from compose_spec import PyCompose
 
 from governor_server import launch
+from governor_server.access import Access, new_key
 from governor_server.app import OWN
 from governor_server.settings import EngineSettings, Settings
 
@@ -35,7 +36,7 @@ def manifest(name: str) -> dict[str, Any]:
 
 def _interpolated(text: str) -> str:
     """The text with the defaults in the places of Compose's variables."""
-    return re.sub(r"\$\{\w+:-([^}]*)\}", r"\1", text)
+    return re.sub(r"\$\{\w+:?-([^}]*)\}", r"\1", text)
 
 
 @pytest.mark.parametrize("name", DOCKERFILES)
@@ -112,6 +113,38 @@ def test_the_settings_in_the_compose_file_are_understood(name: str) -> None:
     written = SERVICES[name]["environment"].items()
     environment = {key: _interpolated(str(value)) for key, value in written}
     assert Settings.load(environ=environment).upstream.url == "http://vllm:8000"
+
+
+@pytest.mark.parametrize("name", ["governor", "governor-demo"])
+def test_the_operator_can_be_given_a_key(name: str) -> None:
+    """To a container its host is another machine: without a key it would never see the dashboard."""
+    value = SERVICES[name]["environment"]["GOVERNOR_AUTH__ADMIN_KEYS"]
+    assert value.startswith("${ADMIN_KEYS:-")
+    key, lines = new_key(None)
+    digest = yaml.safe_load(lines)["auth"]["admin_keys"][0]
+    settings = Settings.load(environ={"GOVERNOR_AUTH__ADMIN_KEYS": f'["{digest}"]'})
+    access = Access(settings.auth, trusts_upstream=True)
+    assert access.by_admin_key and access.is_admin_key(key)
+
+
+def test_the_reasoning_parser_of_the_compose_file_can_be_left_out() -> None:
+    """`${NAME-default}`: an empty value stays empty. The default would hide the answers of a model that does
+    not think."""
+    (flag,) = (part for part in SERVICES["vllm"]["command"] if part.startswith("--reasoning-parser"))
+    assert flag == "--reasoning-parser=${REASONING_PARSER-qwen3}"
+
+
+def test_the_model_of_the_compose_file_is_given_as_vllm_wants_it() -> None:
+    """`vllm serve MODEL`: the image's command is `vllm serve`, to which `--model` is deprecated."""
+    assert SERVICES["vllm"]["command"][0].startswith("${MODEL:-")
+    assert not any(part.startswith("--model") for part in SERVICES["vllm"]["command"])
+
+
+def test_the_image_has_what_every_policy_needs() -> None:
+    """Without scikit-learn `calibrated` would observe for ever."""
+    text = (ROOT / "docker" / "Dockerfile").read_text("utf-8")
+    (held,) = re.findall(r'^ARG EXTRAS="\[(.*)\]"$', text, flags=re.MULTILINE)
+    assert set(held.split(",")) == {"calibration", "otel", "redis"}
 
 
 def _flags(command: list[str]) -> set[str]:

@@ -1,9 +1,10 @@
 """Long load with faults: what the clients get, what is counted, and what is left when all is over.
 
 The proxy is asked at 80% of what it can take, which is measured first. Meanwhile upstream is killed and
-started again, some clients leave before they have their answer, and some read slowly. Each answer that comes
-is compared with its recording by hash; afterwards the proxy must hold no more than before. Where a Redis is
-installed (`make redis`), the proxy shares its records through one, which is killed, too.
+started again, some clients leave before they have their answer, some read slowly, and some frame their
+requests in every way there is. Each answer that comes is compared with its recording by hash; afterwards the
+proxy must hold no more than before. Where a Redis is installed (`make redis`), the proxy shares its records
+through one, which is killed, too.
 """
 
 from __future__ import annotations
@@ -74,6 +75,12 @@ def arguments_of(given: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--slow", type=float, default=0.05, help="share that read slowly (default: %(default)s)"
     )
+    parser.add_argument(
+        "--odd",
+        type=float,
+        default=0.05,
+        help="share in every framing that a client may send (default: %(default)s)",
+    )
     parser.add_argument("--mode", choices=("enforce", "observe"), default="enforce", help="of the governor")
     parser.add_argument("--seed", type=int, default=1, help="(default: %(default)s)")
     parser.add_argument("--out", type=Path, default=ROOT / "build" / "soak", help="(default: build/soak)")
@@ -130,7 +137,7 @@ async def soak(on: Scene, arguments: argparse.Namespace) -> dict[str, Any]:
     capacity = await warm.capacity(CAPACITY_CLIENTS, arguments.capacity_seconds)
     warm.close()
     before = await asyncio.to_thread(quiet, on.proxy)
-    load = Load(arm, marks, arguments.seed, leaving=arguments.leaving, slow=arguments.slow)
+    load = Load(arm, marks, arguments.seed, leaving=arguments.leaving, slow=arguments.slow, odd=arguments.odd)
     rate = arguments.share * capacity
     print(f"capacity {capacity:.0f} requests a second; {arguments.seconds:g} s at {rate:.0f}", flush=True)
     memory = Memory([], [])

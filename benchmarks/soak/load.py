@@ -17,6 +17,7 @@ from benchmarks.proxy.arms import Arm
 from benchmarks.proxy.cells import Asker
 from benchmarks.proxy.client import Answer, Connection
 from benchmarks.proxy.recordings import WORKLOADS, Workload
+from tests.server.framings import ARRIVING, FRAMINGS, Framed, Request, framed
 
 ERROR_EVENT: Final = b'data: {"error"'
 ERROR_BODY: Final = b'{"error"'
@@ -28,6 +29,11 @@ PAUSE_S: Final = 0.05
 """Of a slow reader, after each piece."""
 PATIENCE_S: Final = 0.03
 """Whoever leaves does so within this time: before the first byte, or in the middle."""
+
+
+ODD_FRAMINGS: Final = tuple(name for name in FRAMINGS if not name.startswith("expect"))
+"""Those to which there is one answer: a client that waits to go on gets two."""
+ODD_ARRIVING: Final = tuple(name for name in ARRIVING if name in ODD_FRAMINGS)
 
 
 class Outcome(StrEnum):
@@ -66,15 +72,18 @@ class SlowReader(Connection):
 class Load:
     """`counts` are the outcomes of what was asked; `wrong` says of the first few wrong ones what came."""
 
-    def __init__(self, arm: Arm, marks: Iterator[bytes], seed: int, *, leaving: float, slow: float) -> None:
+    def __init__(
+        self, arm: Arm, marks: Iterator[bytes], seed: int, *, leaving: float, slow: float, odd: float = 0.0
+    ) -> None:
         self._arm = arm
         self._marks = marks
         self._random = random.Random(seed)
-        self._leaving, self._slow = leaving, slow
+        self._leaving, self._slow, self._odd = leaving, slow, odd
         self._askers = {workload.name: Asker(arm, workload) for workload in WORKLOADS}
         self._free: list[Connection] = []
         self.counts: Counter[Outcome] = Counter()
         self.slow = 0
+        self.odd = 0
         self.left_out = 0
         self.wrong: list[str] = []
 
@@ -117,7 +126,7 @@ class Load:
     def as_dict(self) -> Mapping[str, Any]:
         """JSON-ready."""
         counts = {outcome.value: self.counts[outcome] for outcome in Outcome}
-        return {**counts, "asked": self.asked, "slow": self.slow, "left_out": self.left_out}
+        return {**counts, "asked": self.asked, "slow": self.slow, "odd": self.odd, "left_out": self.left_out}
 
     def _workload(self) -> Workload:
         return self._random.choice(WORKLOADS)
@@ -129,15 +138,31 @@ class Load:
         elif drawn < self._leaving + self._slow:
             self.slow += 1
             await self._ask(self._workload(), await SlowReader.to("127.0.0.1", self._arm.port), keep=False)
+        elif drawn < self._leaving + self._slow + self._odd:
+            self.odd += 1
+            await self._ask_oddly(self._workload())
         else:
             await self._ask(self._workload())
 
-    async def _ask(self, workload: Workload, own: Connection | None = None, *, keep: bool = True) -> None:
+    async def _ask_oddly(self, workload: Workload) -> None:
+        """In another framing: of one that must be answered the answer counts, and nobody waits for those of
+        the others."""
+        names = ODD_ARRIVING if self._random.random() < 0.5 else ODD_FRAMINGS
+        framing = self._random.choice(names)
+        if framing in ARRIVING:
+            own = await Connection.to("127.0.0.1", self._arm.port)
+            await self._ask(workload, own, keep=False, framing=framing)
+        else:
+            await self._leave(workload, self._random.uniform(0.0, PATIENCE_S), framing=framing)
+
+    async def _ask(
+        self, workload: Workload, own: Connection | None = None, *, keep: bool = True, framing: str = ""
+    ) -> None:
         mark = next(self._marks)
         connection = own or await self._connection()
         whole = False
         with suppress(ConnectionError, TimeoutError):
-            await connection.ask(self._askers[workload.name].request(mark))
+            await connection.ask(self._request(workload, mark, framing))
             whole = True
         outcome = judged(connection.answer, workload.visible_to(mark), whole=whole)
         self.counts[outcome] += 1
@@ -150,10 +175,14 @@ class Load:
         else:
             connection.close()
 
-    async def _leave(self, workload: Workload, patience_s: float) -> None:
+    def _request(self, workload: Workload, mark: bytes, framing: str = "") -> bytes:
+        request = self._askers[workload.name].request(mark)
+        return reframed(request, framing, self._random).raw if framing else request
+
+    async def _leave(self, workload: Workload, patience_s: float, *, framing: str = "") -> None:
         connection = await Connection.to("127.0.0.1", self._arm.port)
         with suppress(ConnectionError, TimeoutError):
-            await connection.ask(self._askers[workload.name].request(next(self._marks)), patience_s)
+            await connection.ask(self._request(workload, next(self._marks), framing), patience_s)
         self.counts[Outcome.LEFT] += 1
         connection.close()
 
@@ -162,6 +191,16 @@ class Load:
             if (connection := self._free.pop()).usable:
                 return connection
         return await Connection.to("127.0.0.1", self._arm.port)
+
+
+def reframed(request: bytes, framing: str, draw: random.Random) -> Framed:
+    """The same request in another framing."""
+    head, _, body = request.partition(b"\r\n\r\n")
+    line, *rows = head.decode("latin-1").split("\r\n")
+    method, target, _ = line.split(" ")
+    named = dict(row.split(": ", 1) for row in rows)
+    headers = {name: value for name, value in named.items() if name not in ("host", "content-length")}
+    return framed(framing, Request(method, target, headers, body), draw)
 
 
 def judged(answer: Answer, must: bytes, *, whole: bool) -> Outcome:

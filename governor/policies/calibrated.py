@@ -47,7 +47,7 @@ class CalibratedPolicy:
         gate = self.gate
         if gate is None or gate.threshold is None or self.lapsed or gate.rules != rules_of(self.settings):
             return self._uncertified()
-        finding = find(evidence.call, evidence.history, self.settings)
+        finding = find(evidence.call, evidence.history, self.settings, volatile=evidence.volatile)
         facts = CallFacts.of_evidence(evidence, finding.reason if finding else "")
         if not gate.knows(facts):
             return self._uncertified()

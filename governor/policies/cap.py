@@ -6,9 +6,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from governor.calls import ToolEffect
-from governor.conversation import ExecutedCall, Outcome
+from governor.conversation import ExecutedCall
 from governor.decision import InputValue, Reason
 from governor.policies.policy import Evidence, Verdict, exemption
+from governor.results import Outcome
 
 
 @dataclass(frozen=True, slots=True)

@@ -35,7 +35,7 @@ class ForecastPolicy:
     def judge(self, evidence: Evidence) -> Judgement:
         if exempt := exemption(evidence):
             return exempt
-        finding = find(evidence.call, evidence.history, self.settings)
+        finding = find(evidence.call, evidence.history, self.settings, volatile=evidence.volatile)
         facts = CallFacts.of_evidence(evidence, finding.reason if finding else "")
         if not self.gate.knows(facts):
             return Verdict(False, Reason.UNCERTIFIED, 3)

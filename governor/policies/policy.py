@@ -23,8 +23,9 @@ class Evidence:
     message: a sibling with an effect makes an earlier result stale. `withheld` are the signatures that a
     notice already answered since the client's last message. `last` is the record of the conversation's last
     executed call, where it was found; `model` and `schema` say for which model and which description of the
-    tool (`governor.calls.schemas_of`) all of this was measured. `signals` are those that were recorded when
-    the call was judged; None while it is judged for the first time.
+    tool (`governor.calls.schemas_of`) all of this was measured. `volatile`: the tool may give another answer
+    to the same call each time. `signals` are those that were recorded when the call was judged; None while it
+    is judged for the first time.
     """
 
     call: ToolCall
@@ -41,6 +42,7 @@ class Evidence:
     last: CallRecord | None = None
     model: str = ""
     schema: str = ""
+    volatile: bool = False
     signals: Signals | None = None
 
 

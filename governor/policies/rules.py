@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from governor.decision import Reason
 from governor.policies.policy import Evidence, Verdict, exemption
-from governor.rules import RuleSettings, find
+from governor.rules import RuleSettings, awaited, find
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,8 +34,12 @@ class RulesPolicy:
 
 
 def settled(evidence: Evidence, settings: RuleSettings) -> Verdict | None:
-    """The verdict where the exemptions or the rules give one, else None."""
+    """The verdict where the exemptions or the rules give one, else None. A call whose answer may have changed
+    since it was last made passes: whoever is certain of the answer without it knows the old one."""
     if exempt := exemption(evidence):
         return exempt
-    finding = find(evidence.call, evidence.history, settings)
-    return Verdict(True, finding.reason, 0, finding.inputs) if finding else None
+    call, history, volatile = evidence.call, evidence.history, evidence.volatile
+    if finding := find(call, history, settings, volatile=volatile):
+        return Verdict(True, finding.reason, 0, finding.inputs)
+    waits = awaited(call, history, volatile=volatile)
+    return Verdict(False, waits.reason, 0, waits.inputs) if waits else None

@@ -50,6 +50,22 @@ class Caller:
     withheld: frozenset[bytes] = frozenset()
 
 
+def is_preflight(scope: Scope) -> bool:
+    """Whether a browser asks, before a request of a page, if it may be sent: without a key, for it has none,
+    and without a body."""
+    return (
+        scope["method"] == "OPTIONS"
+        and bool(header(scope, b"origin"))
+        and bool(header(scope, b"access-control-request-method"))
+        and not header(scope, b"transfer-encoding")
+        and header(scope, b"content-length") in ("", "0")
+    )
+
+
+PREFLIGHT = Caller()
+"""A browser that has no key: it may ask what a page may ask, and nothing else."""
+
+
 class Access:
     """Tells who asks. A digest of fast hash is enough: keys are drawn at random, not thought up.
 
@@ -84,6 +100,8 @@ class Access:
         if not self._keys:
             return Caller()
         tenant = known(self._keys, key)
+        if tenant is None and is_preflight(scope):
+            return PREFLIGHT
         if tenant is None:
             raise refused("the API key is missing" if not key else "the API key is not known")
         return Caller(tenant if self._isolated else "", CREDENTIALS)
@@ -97,8 +115,9 @@ class Access:
             raise ApiError(
                 403,
                 "permission_denied",
-                "Without auth.admin_keys this answers to requests from the machine itself only. "
-                "`governor key` makes one.",
+                "Without auth.admin_keys this answers to requests from the machine itself only, not to the "
+                "host of its container. `governor key` makes the operator's key: put its digest into "
+                "auth.admin_keys (GOVERNOR_AUTH__ADMIN_KEYS), and send the key as a bearer token.",
             )
 
 
@@ -156,11 +175,14 @@ def refused(why: str) -> ApiError:
 
 
 def new_key(tenant: str | None) -> tuple[str, str]:
-    """A fresh key, and the lines of governor.yaml that let it in. Raises `SettingsError`."""
+    """A fresh key, and the lines of governor.yaml that let it in, with the variable that does the same as a
+    comment. Raises `SettingsError`."""
     if tenant is not None and not re.fullmatch(TENANT, tenant):
         raise SettingsError(f"no name for a tenant: {tenant!r} (1 to 64 of the characters A-Z a-z 0-9 _ . -)")
     key = f"gov-{secrets.token_urlsafe(32)}"
     digest = sha256(key.encode()).hexdigest()
     if tenant is None:
-        return key, f"auth:\n  admin_keys:\n    - {digest}"
-    return key, f"auth:\n  keys:\n    - {{tenant: {tenant}, sha256: {digest}}}"
+        variable = f"# or: GOVERNOR_AUTH__ADMIN_KEYS='[\"{digest}\"]'"
+        return key, f"auth:\n  admin_keys:\n    - {digest}\n{variable}"
+    variable = f'# or: GOVERNOR_AUTH__KEYS=\'[{{"tenant": "{tenant}", "sha256": "{digest}"}}]\''
+    return key, f"auth:\n  keys:\n    - {{tenant: {tenant}, sha256: {digest}}}\n{variable}"

@@ -8,29 +8,22 @@ skipped over, and handed to the core as `Unread`.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, Final, NotRequired, TypedDict
 
 import msgspec
 import orjson
 
+from governor.chunk import Chunk, EditedChunk
 from governor.request import Json
 from governor.tokens import Unread
-from governor_server import sse
+from governor_server import exact_json, sse
 
 KEY: Final = b'"logprobs":'
 BEGIN: Final = KEY + b'{"content":[{'
 """How the logprobs of at least one token begin in what vLLM writes. Others are parsed at once."""
 
 NOTHING: Final = msgspec.Raw(b"null")
-
-
-class Chunk(dict[str, Any]):
-    """A chunk of a stream that knows the event it came in, so that one that goes on as it is, also after it
-    has waited, is the same to the last byte."""
-
-    __slots__ = ("event",)
-
-    event: bytes
 
 
 class _Choice(msgspec.Struct):
@@ -60,10 +53,9 @@ _logprobs: Final = msgspec.json.Decoder(_Logprobs)
 """What is measured. The bytes and the texts of the alternatives are half of what there is."""
 
 
-def chunk(data: bytes, event: bytes, parse: Callable[[bytes], Any]) -> Chunk:
-    """The chunk in the `data` of an `event`. Raises `orjson.JSONDecodeError`, and TypeError where it is no
-    object."""
-    found = parse(data)
+def chunk(event: sse.Event, parse: Callable[[bytes], Any]) -> Chunk:
+    """The chunk in the data of an `event`. Raises ValueError, and TypeError where it is no object."""
+    found = parse(event.data or b"")
     if not isinstance(found, dict):
         raise TypeError(f"a chunk from {type(found).__name__}")
     read = Chunk(found)
@@ -72,30 +64,44 @@ def chunk(data: bytes, event: bytes, parse: Callable[[bytes], Any]) -> Chunk:
 
 
 def written(chunk: Json) -> bytes:
-    """The event that brings `chunk` to the client."""
-    return chunk.event if isinstance(chunk, Chunk) else sse.event(chunk)
+    """The event that brings `chunk` to the client: to the last byte the one that it came in, where nothing
+    was changed."""
+    if not isinstance(chunk, Chunk):
+        return sse.event(chunk)
+    event: sse.Event = chunk.event
+    return sse.rewritten(event, chunk) if isinstance(chunk, EditedChunk) else event.raw
+
+
+def whole(body: bytes) -> Any:
+    """The JSON in `body`, logprobs and all. Raises ValueError."""
+    # Logprobs are hundreds of numbers, and to look at each takes longer than to write them once.
+    with suppress(orjson.JSONDecodeError):
+        found = orjson.loads(body)
+        if orjson.dumps(found) == body:
+            return found
+    return exact_json.loads(body)
 
 
 def parsed(body: bytes) -> Any:
     """The JSON in `body`, a chunk or a whole response, with the logprobs of its only choice `Unread`.
 
-    Raises `orjson.JSONDecodeError`.
+    Raises ValueError.
     """
     at = body.find(BEGIN)
     if at < 0:
-        return orjson.loads(body)
+        return exact_json.loads(body)
     try:
         (choice,) = _body.decode(body).choices
     except (msgspec.MsgspecError, ValueError):
-        return orjson.loads(body)
+        return exact_json.loads(body)
     at += len(KEY)
     raw = bytes(choice.logprobs)
     if not body.startswith(raw, at):
-        return orjson.loads(body)
-    rest = orjson.loads(body[:at] + b"null" + body[at + len(raw) :])
+        return exact_json.loads(body)
+    rest = exact_json.loads(body[:at] + b"null" + body[at + len(raw) :])
     (left,) = rest["choices"]
     # What was taken out might have been another field of the same name.
     if left["logprobs"] is not None:
-        return orjson.loads(body)
+        return exact_json.loads(body)
     left["logprobs"] = Unread(raw, _logprobs.decode)
     return rest

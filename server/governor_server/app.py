@@ -6,9 +6,9 @@ import asyncio
 import importlib.metadata
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
 import orjson
@@ -25,30 +25,42 @@ from governor.outcomes import Effect, effect_of
 from governor.standing import told
 from governor_server.access import Access
 from governor_server.api_errors import ApiError, described
-from governor_server.asgi import Receive, Reply, Scope, Send
+from governor_server.asgi import Receive, Reply, Scope, Send, in_time
 from governor_server.balancer import Balancer, Member, is_healthy
 from governor_server.current import new_name
 from governor_server.dashboard.routes import Dashboard, dashboard_routes, is_of_page, is_private
 from governor_server.errors import SettingsError
+from governor_server.extras import how_to_install
 from governor_server.feedback import EFFECT, FEEDBACK, FeedbackStore, feedback_routes
 from governor_server.gatekeeper import CALIBRATED, Gatekeeper
 from governor_server.metrics import Metrics, process_registry
+from governor_server.paths import is_chat
 from governor_server.proxy import Proxy
+from governor_server.readiness import until_ready
 from governor_server.settings import Settings, TracingSettings
 from governor_server.shared import Shared, lease_s
 from governor_server.store import RecordStore
 from governor_server.transcripts import TranscriptStore
 from governor_server.turns import TurnStore
 from governor_server.upstream import Upstream, UpstreamError
+from governor_server.volatile import VolatileTools
 
 if TYPE_CHECKING:
     from governor_server.tracing.tracing import Tracing
 
-CHAT = "/v1/chat/completions"
 METRICS = "/metrics"
 OPEN = frozenset({"/healthz", "/readyz"})
 """Routes that tell nothing but whether the proxy works."""
-OPERATORS = frozenset({"/governor/gates", "/governor/decisions", "/governor/refusals", FEEDBACK, EFFECT})
+OPERATORS = frozenset(
+    {
+        "/governor/gates",
+        "/governor/decisions",
+        "/governor/refusals",
+        "/governor/volatile",
+        FEEDBACK,
+        EFFECT,
+    }
+)
 OWN = OPEN | OPERATORS | {METRICS}
 READY_TIMEOUT_S = 2.0
 VERSION = importlib.metadata.version("tool-governor")
@@ -89,6 +101,7 @@ class GovernorApp:
         self.settings = settings
         self.metrics = metrics
         self.draining = False
+        self.problem_at_start = ""
         self.access = Access(settings.auth, trusts_upstream=settings.upstream.api_key is None)
         self.upstream = self._balanced(upstream_url)
         url = settings.store.redis_url
@@ -104,6 +117,12 @@ class GovernorApp:
         self.feedback = FeedbackStore(
             settings.store.path,
             max_items=settings.store.max_records,
+            ttl_s=settings.store.ttl_s,
+            shared=self.shared,
+            on_error=metrics.store_errors_total.inc,
+        )
+        self.volatile = VolatileTools(
+            settings.store.path,
             ttl_s=settings.store.ttl_s,
             shared=self.shared,
             on_error=metrics.store_errors_total.inc,
@@ -124,6 +143,7 @@ class GovernorApp:
                 on_error=metrics.store_errors_total.inc,
             )
         metrics.watch(metrics.conversations, lambda: self.store.conversations)
+        metrics.watch(metrics.volatile_tools, lambda: len(self.volatile))
         metrics.info.labels(VERSION, settings.governance.mode, settings.governance.policy).set(1)
         self._call_start_id = call_start_id
         self._call_start_unknown = call_start_id is None
@@ -139,8 +159,10 @@ class GovernorApp:
             clock=time.time,
             new_id=new_name,
             probe_timeout_s=settings.probe.timeout_s,
+            max_silence_s=settings.stream.max_silence_s,
             probe_when_observing=settings.observe.probe,
             transcripts=self.transcripts,
+            volatile=self.volatile,
             gates_by_tenant=settings.auth.isolation == "full",
         )
         self.tracing = self.proxy.tracing = self._traced(settings.tracing)
@@ -170,7 +192,7 @@ class GovernorApp:
         elif scope["type"] == "websocket":
             await receive()
             await send({"type": "websocket.close", "code": 1003, "reason": "websockets are not proxied"})
-        elif scope["path"] == CHAT and scope["method"] == "POST":
+        elif scope["method"] == "POST" and is_chat(scope["path"]):
             await self.proxy.chat(scope, receive, send)
         elif scope["path"] in OWN or is_of_page(scope["path"]):
             await self._own_route(scope, receive, send)
@@ -190,7 +212,7 @@ class GovernorApp:
             self.metrics.refused_requests_total.labels(error.type).inc()
             await Reply(send).error(error)
         else:
-            await self._own(scope, receive, send)
+            await self._own(scope, in_time(receive, self.settings.limits), send)
 
     def _traced(self, given: TracingSettings) -> Tracing | None:
         if given.endpoint is None:
@@ -207,17 +229,18 @@ class GovernorApp:
     def _balanced(self, url: str) -> Upstream | Balancer:
         """The server at `url`, and its replicas if there are any."""
         given = self.settings.upstream
-        main = Member(self._server(url))
+        every = [url, *(replica.url for replica in given.replicas)]
+        main = Member(self._server(url, every))
         if not given.replicas:
             return main.upstream
-        others = [Member(self._server(replica.url), replica.weight) for replica in given.replicas]
+        others = [Member(self._server(replica.url, every), replica.weight) for replica in given.replicas]
 
         def show(url: str, healthy: bool) -> None:
             self.metrics.upstream_up.labels(url).set(healthy)
 
         return Balancer([main, *others], given.health_interval_s, show)
 
-    def _server(self, url: str) -> Upstream:
+    def _server(self, url: str, every: Sequence[str]) -> Upstream:
         given = self.settings.upstream
         return Upstream(
             url,
@@ -226,6 +249,7 @@ class GovernorApp:
             read_timeout_s=given.read_timeout_s,
             pool_timeout_s=given.pool_timeout_s,
             max_connections=given.max_connections,
+            same=every,
         )
 
     def compared(self) -> Effect:
@@ -239,20 +263,24 @@ class GovernorApp:
         self.draining = True
         self.dashboard.live.end_streams()
 
-    async def ready(self) -> bool:
-        """Whether upstream answers its health check."""
-        with suppress(UpstreamError, TimeoutError):
+    async def check_upstream(self) -> str:
+        """Why upstream cannot be asked, "" if it can: whether it answers its health check. What is to be
+        learned from it is learned with the first answer."""
+        try:
             async with asyncio.timeout(READY_TIMEOUT_S):
                 healthy = await is_healthy(self.upstream)
                 if self._call_start_unknown:
                     await self._learn_call_start()
-                return healthy
-        return False
+        except UpstreamError as error:
+            return str(error)
+        except TimeoutError:
+            return f"upstream {self.upstream.url} did not answer within {READY_TIMEOUT_S:g} s"
+        return "" if healthy else f"upstream {self.upstream.url} fails its health check (GET /health)"
 
     async def look_at_upstream(self) -> None:
         """Shows whether upstream answers. Several servers are looked at all the time."""
         if not self.settings.upstream.replicas:
-            self.metrics.upstream_up.labels(self.upstream.url).set(await self.ready())
+            self.metrics.upstream_up.labels(self.upstream.url).set(not await self.check_upstream())
 
     def _governance(self) -> Governance:
         return self.settings.build_governance(self._call_start_id, self._vocab_size)
@@ -271,10 +299,15 @@ class GovernorApp:
     async def _lifespan(self, receive: Receive, send: Send) -> None:
         await receive()
         async with self.upstream:
-            await self.ready()
+            self.problem_at_start = await self.check_upstream()
+            waiting: asyncio.Task[None] | None = None
+            if self.problem_at_start:
+                waiting = asyncio.create_task(until_ready(self.problem_at_start, self.check_upstream))
             renewing = asyncio.create_task(self.gatekeeper.run()) if self.gatekeeper else None
             await send({"type": "lifespan.startup.complete"})
             await receive()
+            if waiting is not None:
+                waiting.cancel()
             if renewing is not None and self.gatekeeper is not None:
                 renewing.cancel()
                 await asyncio.to_thread(self.gatekeeper.close)
@@ -282,6 +315,7 @@ class GovernorApp:
             await self.proxy.close()
         self.store.close()
         self.feedback.close()
+        self.volatile.close()
         self.turns.close()
         if self.transcripts is not None:
             self.transcripts.close()
@@ -300,6 +334,8 @@ class GovernorApp:
         headers = [(b"content-type", b"application/json")]
         async with self.upstream.request("POST", b"/tokenize", headers, body) as response:
             answer = await response.read()
+        if response.status >= 500 and response.status != 501:
+            return  # It is still starting, or something in front of it says so.
         self._call_start_unknown = False
         with suppress(orjson.JSONDecodeError, KeyError, TypeError, ValueError):
             (self._call_start_id,) = orjson.loads(answer)["tokens"]
@@ -312,7 +348,7 @@ def tracing_kind() -> type[Tracing]:
         from governor_server.tracing.tracing import Tracing
     except ImportError as error:
         raise SettingsError(
-            f"tracing.endpoint needs OpenTelemetry ({error}): pip install 'tool-governor[otel]'"
+            f"tracing.endpoint needs OpenTelemetry ({error}): {how_to_install('otel')}"
         ) from None
     return Tracing
 
@@ -347,14 +383,15 @@ def own_routes(app: GovernorApp) -> FastAPI:
 
     @routes.get("/readyz", responses={503: {"description": "not now"}})
     async def readyz(response: Response) -> Mapping[str, str]:
-        """Whether requests should come: 200, or 503 while the proxy ends or where upstream does not answer
-        its health check within two seconds."""
+        """Whether requests should come: 200, or 503 with the reason while the proxy ends, or where upstream
+        does not answer its health check within two seconds."""
         if app.draining:
             response.status_code = 503
             return {"status": "draining"}
-        ready = await app.ready()
-        response.status_code = 200 if ready else 503
-        return {"status": "ok" if ready else "upstream does not answer"}
+        if problem := await app.check_upstream():
+            response.status_code = 503
+            return {"status": "upstream does not answer", "reason": problem}
+        return {"status": "ok"}
 
     @routes.get(METRICS, response_class=PlainTextResponse, responses=REFUSALS, dependencies=key)
     async def metrics() -> Response:
@@ -373,6 +410,14 @@ def own_routes(app: GovernorApp) -> FastAPI:
         """What upstream refused of what the governor adds to requests, and what is therefore left out for
         now: by tenant, model, server and addition. Of the process that answers, where there are several."""
         return {"refusals": app.proxy.refusals.report()}
+
+    @routes.get("/governor/volatile", responses=REFUSALS, dependencies=key)
+    async def volatile() -> Mapping[str, Any]:
+        """The tools whose calls are never repeats: the patterns that are `configured`, and those `learned`,
+        of each tenant, with the times in seconds since the epoch when they first and last gave another answer
+        to the same call."""
+        learned = [asdict(seen) for seen in app.volatile.all()]
+        return {"configured": app.settings.tools.volatile, "learned": learned}
 
     @routes.get(
         "/governor/decisions",

@@ -8,7 +8,7 @@ from typing import Any
 
 from governor_server.api_errors import ApiError, Headers
 from governor_server.limits import LimitSettings, body_too_large, body_too_slow
-from governor_server.upstream import Body, UpstreamResponse
+from governor_server.upstream import SLOWEST_BYTES_PER_S, Body, Stream, UpstreamResponse
 
 EVENT_STREAM = "text/event-stream"
 REQUEST_ID = b"x-request-id"
@@ -75,9 +75,9 @@ class Reply:
             await self.piece(piece)
         await self.end()
 
-    async def error(self, error: ApiError) -> None:
-        """An error of the proxy, in the shape of the API's."""
-        headers = [(b"content-type", b"application/json"), *error.headers]
+    async def error(self, error: ApiError, more: Headers | None = None) -> None:
+        """An error of the proxy, in the shape of the API's; `more` headers go with it."""
+        headers = [(b"content-type", b"application/json"), *error.headers, *(more or ())]
         await self.whole(error.status, headers, error.dumped())
 
 
@@ -108,65 +108,105 @@ def header(scope: Scope, name: bytes) -> str:
 
 async def read_body(scope: Scope, receive: Receive, limits: LimitSettings) -> bytes:
     """The whole body of a request. Raises `ClientGone`, and `ApiError` beyond the limits."""
-    check_length(scope, limits)
-    try:
-        async with asyncio.timeout(limits.body_timeout_s):
-            upload = Upload(await receive(), receive, limits)
-            if isinstance(upload.body, bytes):
-                return upload.body
-            return b"".join([piece async for piece in upload.body])
-    except TimeoutError:
-        raise body_too_slow(limits.body_timeout_s) from None
+    upload = await Upload.begin(scope, receive, limits)
+    if isinstance(upload.body, bytes):
+        return upload.body
+    return b"".join([piece async for piece in upload.body.pieces])
 
 
-def check_length(scope: Scope, limits: LimitSettings) -> None:
-    """Refuses a body before it was read, where the client says how long it is. Raises `ApiError`."""
+def check_length(scope: Scope, limits: LimitSettings) -> int | None:
+    """How long the body is, where the client says so. Refuses one that is too long before it was read. Raises
+    `ApiError`."""
     length = header(scope, b"content-length")
-    if length.isdecimal() and int(length[:20]) > limits.max_body_bytes:
+    if not length.strip().isdecimal():
+        return None
+    if int(length[:20]) > limits.max_body_bytes:
         raise body_too_large(limits.max_body_bytes)
+    return int(length)
+
+
+def in_time(receive: Receive, limits: LimitSettings) -> Receive:
+    """The same messages, for an application that waits for a body without a bound: a client that keeps it
+    waiting is taken for one that has left."""
+    loop = asyncio.get_running_loop()
+    end: float | None = loop.time() + limits.body_timeout_s
+
+    async def receive_in_time() -> Message:
+        nonlocal end
+        try:
+            async with asyncio.timeout_at(end):
+                message = await receive()
+        except TimeoutError:
+            return {"type": "http.disconnect"}
+        if not message.get("more_body"):
+            end = None
+        return message
+
+    return receive_in_time
 
 
 class Upload:
-    """The body of a request: bytes if all of it is there, else handed on as it comes. `first` is the first
-    message. Raises `ClientGone`, and `ApiError` where it turns out to be too large."""
+    """The body of a request: bytes if all of it is there, else handed on as it comes. Where the client goes
+    away, takes too long or sends too much, `failure` says so: reading raises it, `ClientGone` or `ApiError`.
+    """
 
-    def __init__(self, first: Message, receive: Receive, limits: LimitSettings) -> None:
-        if first["type"] == "http.disconnect":
-            raise ClientGone
+    def __init__(self, receive: Receive, limits: LimitSettings) -> None:
         self._receive = receive
-        self._limit = limits.max_body_bytes
-        self.failure: ApiError | None = None
+        self._limits = limits
+        self._size = 0
+        self._waited_s = 0.0
         self._over = asyncio.Event()
-        more = bool(first.get("more_body"))
-        piece: bytes = first.get("body", b"")
-        self.body: Body = self._pieces(first) if more else piece
-        if not more:
-            self._over.set()
-            if len(piece) > self._limit:
-                raise body_too_large(self._limit)
+        self.failure: ClientGone | ApiError | None = None
+        self.body: Body = b""
+
+    @classmethod
+    async def begin(cls, scope: Scope, receive: Receive, limits: LimitSettings) -> Upload:
+        """Wait for the first piece. Raises `ClientGone` and `ApiError`."""
+        length = check_length(scope, limits)
+        upload = cls(receive, limits)
+        first = await upload._next()
+        if first.get("more_body"):
+            upload.body = Stream(upload._pieces(first), length)
+        else:
+            upload.body = first.get("body", b"")
+            upload._over.set()
+        return upload
+
+    async def _next(self) -> Message:
+        """What the client sends next, in time: a large body has more of it."""
+        limit_s = self._limits.body_timeout_s
+        start = asyncio.get_running_loop().time()
+        try:
+            async with asyncio.timeout(limit_s + self._size / SLOWEST_BYTES_PER_S - self._waited_s):
+                message = await self._receive()
+        except TimeoutError:
+            raise body_too_slow(limit_s) from None
+        self._waited_s += asyncio.get_running_loop().time() - start
+        if message["type"] == "http.disconnect":
+            raise ClientGone
+        self._size += len(message.get("body", b""))
+        if self._size > self._limits.max_body_bytes:
+            raise body_too_large(self._limits.max_body_bytes)
+        return message
 
     async def _pieces(self, message: Message) -> AsyncIterator[bytes]:
-        size = 0
         try:
             while True:
-                piece = message.get("body", b"")
-                size += len(piece)
-                if size > self._limit:
-                    self.failure = body_too_large(self._limit)
-                    raise self.failure
-                yield piece
+                yield message.get("body", b"")
                 if not message.get("more_body"):
                     return
-                message = await self._receive()
-                if message["type"] == "http.disconnect":
-                    raise ClientGone
+                message = await self._next()
+        except (ClientGone, ApiError) as failure:
+            self.failure = failure
+            raise
         finally:
             self._over.set()
 
     async def gone(self) -> None:
-        """Returns when the client goes away after its body."""
+        """Returns when the rest of the body does not come, or the client goes away after it."""
         await self._over.wait()
-        await gone(self._receive)
+        if self.failure is None:
+            await gone(self._receive)
 
 
 async def gone(receive: Receive) -> None:

@@ -131,6 +131,8 @@ class Balancer:
         headers: Iterable[tuple[bytes, bytes]],
         body: Body = b"",
         affinity: str = "",
+        *,
+        with_key: bool = True,
     ) -> AsyncIterator[UpstreamResponse]:
         """As `Upstream.request`. Of a server that cannot be reached at all, the next one takes the place.
 
@@ -146,7 +148,7 @@ class Balancer:
                 async with AsyncExitStack() as stack:
                     try:
                         response = await stack.enter_async_context(
-                            member.upstream.request(method, target, headers, body)
+                            member.upstream.request(method, target, headers, body, with_key=with_key)
                         )
                     except UpstreamError as error:
                         last = len(tried) == len(self.members) or not isinstance(body, bytes)
@@ -190,4 +192,14 @@ async def is_healthy(server: Upstream | Balancer) -> bool:
     """Whether it answers its health check, of several servers one. Raises `UpstreamError`."""
     async with server.request("GET", b"/health", []) as response:
         await response.read()
-        return response.status == 200
+        return shows_health(response.status)
+
+
+def shows_health(status: int) -> bool:
+    """Whether the answer to a health check comes from a server that works. One without that route, or that
+    wants a key for it, does; vLLM says 503 when its engine is dead.
+
+    >>> [shows_health(status) for status in (200, 401, 404, 501, 503)]
+    [True, True, True, True, False]
+    """
+    return status < 500 or status == 501

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from governor_server import log_commands
+from governor_server import extras, log_commands
 from governor_server.errors import ServerError, SettingsError
 from governor_server.report import command as report_command
 
@@ -20,7 +20,10 @@ if TYPE_CHECKING:
 DISTRIBUTION = "tool-governor"
 COMMANDS = "governor.commands"
 """Entry points of this group add commands: each is called with the subparsers, and each parser that it adds
-sets the default `run` to a function of the parsed arguments that returns the exit code."""
+sets the default `run` to a function of the parsed arguments that returns the exit code, and the default
+`extra` to the name of the distribution's extra that the command needs, if any."""
+
+HELP = frozenset({"-h", "--help"})
 
 SERVE_FLAGS: dict[str, tuple[str, ...]] = {
     "model": ("engine", "model"),
@@ -66,6 +69,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     try:
         parsed = _parse(arguments)
+        if "extra" in parsed:
+            _check_extra(parsed, arguments)
         return int(parsed.run(parsed) or 0)
     except ServerError as error:
         print(f"governor: {error}", file=sys.stderr)
@@ -89,6 +94,14 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     return parsed
 
 
+def _check_extra(parsed: argparse.Namespace, arguments: list[str]) -> None:
+    """Raises `MissingExtra` before a command begins its work. One that reads its own arguments can still
+    print its help, and say there how to install the extra (`parsed.how_to_install`)."""
+    parsed.how_to_install = extras.how_to_install(parsed.extra)
+    if not HELP.intersection(arguments):
+        extras.check(f"`governor {arguments[0]}`", parsed.extra)
+
+
 def _parser(command: list[str]) -> tuple[argparse.ArgumentParser, list[str]]:
     """The parser, and why commands of other packages are missing from it. Those packages take seconds to
     import, and are left out where the command is one of ours."""
@@ -103,6 +116,9 @@ def _parser(command: list[str]) -> tuple[argparse.ArgumentParser, list[str]]:
         return 2
 
     parser.set_defaults(run=explain)
+    parser.add_argument(
+        "--version", action="version", version=f"{DISTRIBUTION} {importlib.metadata.version(DISTRIBUTION)}"
+    )
     subparsers = parser.add_subparsers(title="commands", metavar="COMMAND")
     _add_serve(subparsers)
     _add_doctor(subparsers)

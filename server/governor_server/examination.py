@@ -19,6 +19,7 @@ from governor.notices import NOTICE_REPEATED
 from governor.probe import ProbeAnswer, probe_answer, probe_request, without_calls
 from governor.request import ClientView, Json
 from governor.turn import Turn
+from governor_server.balancer import shows_health
 from governor_server.diagnosis import Finding, Result
 from governor_server.evidence import Answer, at, excerpt
 from governor_server.settings import Settings
@@ -177,6 +178,8 @@ class Examination:
         if answer.status == 200:
             return Finding(check, OK, "it answers /health")
         meaning = "The governor's own /readyz asks for it, and will call this upstream not ready."
+        if shows_health(answer.status):
+            meaning = "It has no health check: it counts as ready as long as it answers at all."
         return Finding(check, WARN, f"/health: {answer.complaint}", meaning)
 
     async def _check_key(self, check: str) -> Finding:
@@ -286,7 +289,7 @@ class Examination:
                 WARN,
                 f"the model wrote a call that is no JSON: {excerpt(turn.content)}",
                 "No parser can read it, which says nothing about the server.",
-                "Give a chat request of your agent with --tools FILE (JSON with `messages` and `tools`).",
+                self._another_sample,
             )
         if any(mark in turn.content for mark in (self._markup.call[0], *PARSERS) if mark):
             seen = f"the call stands in the text: {excerpt(turn.content)}"
@@ -298,7 +301,17 @@ class Examination:
             WARN,
             f"not seen: {cut or 'the model answered instead: ' + excerpt(turn.content)}",
             "That says nothing about the server. Try a request in which this model does call a tool.",
-            "Give a chat request of your agent with --tools FILE (JSON with `messages` and `tools`).",
+            self._another_sample,
+        )
+
+    @property
+    def _another_sample(self) -> str:
+        """What to try where the model does not call a tool, or not well."""
+        if self._sample is SAMPLE:
+            return "Give a chat request of your agent with --tools FILE (JSON with `messages` and `tools`)."
+        return (
+            "The request of --tools did not make this model call a tool: give one of a conversation in which "
+            "it does, with its `messages`, or try another model."
         )
 
     def _garbled(self, text: str) -> bool:

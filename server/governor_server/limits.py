@@ -25,6 +25,7 @@ class LimitSettings(Section):
     body_timeout_s: Seconds = 60.0
     max_header_bytes: Count = 64 * 1024
     header_timeout_s: Seconds = 10.0
+    write_timeout_s: Seconds = 120.0
     max_concurrent_requests: Count = 1024
     max_queued_requests: Count = 1024
     max_concurrent_requests_per_tenant: Count | None = None
@@ -118,7 +119,7 @@ def body_too_large(limit: int) -> ApiError:
 
 def body_too_slow(limit_s: float) -> ApiError:
     """The body did not come in time."""
-    message = f"The request's body did not arrive within {limit_s:g} s (limits.body_timeout_s)."
+    message = f"The request's body did not arrive in time ({limit_s:g} s: limits.body_timeout_s)."
     return ApiError(408, "request_timeout", message, headers=[(b"connection", b"close")])
 
 
@@ -126,6 +127,24 @@ def headers_too_large(limit: int) -> ApiError:
     """Of a head that is complete, or of one that never ends."""
     message = f"The request's head is larger than {limit} bytes (limits.max_header_bytes)."
     return ApiError(431, "request_headers_too_large", message, headers=[(b"connection", b"close")])
+
+
+def bad_request(why: str) -> ApiError:
+    """Nothing that could be handed on."""
+    return ApiError(400, "invalid_request_error", f"{why}.", headers=[(b"connection", b"close")])
+
+
+def not_proxied(method: str) -> ApiError:
+    """A method by which a client would get a tunnel, or upstream's headers with upstream's key."""
+    message = f"{method} is not proxied: this is a server of the API, not a proxy for other addresses."
+    headers = [(b"allow", b"GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS"), (b"connection", b"close")]
+    return ApiError(405, "method_not_allowed", message, headers=headers)
+
+
+def unknown_coding() -> ApiError:
+    """The body came in a coding that is not undone here, and that upstream would not be told of."""
+    message = "The request's transfer-encoding is not known here: `chunked` is."
+    return ApiError(501, "invalid_request_error", message, headers=[(b"connection", b"close")])
 
 
 def head_size(path: bytes, headers: Iterable[tuple[bytes, bytes]]) -> int:

@@ -30,6 +30,7 @@ from prometheus_client.multiprocess import MultiProcessCollector, mark_process_d
 from prometheus_client.registry import Collector
 
 from governor.standing import Standing
+from governor_server.ungoverned import Ungoverned
 
 MULTIPROCESS_DIR: Final = "PROMETHEUS_MULTIPROC_DIR"
 WORKERS_FILE: Final = "workers"
@@ -222,6 +223,9 @@ class Metrics:
         self.refused_requests_total = counter(
             "refused_requests", "Requests that the proxy itself refused, by the type of the error.", "reason"
         )
+        self.ungoverned_requests_total = counter(
+            "ungoverned_requests", "Requests with tools that passed without being governed, by why.", "reason"
+        )
         self.upstream_failures_total = counter(
             "upstream_failures",
             "Answers of upstream that were none, broke off, or were a 429 or 5xx.",
@@ -242,6 +246,9 @@ class Metrics:
             "worker_restarts", "Times one of several workers was started again after it died."
         )
         self.conversations = gauge("conversations", "Conversations that have a record.", "livemax")
+        self.volatile_tools = gauge(
+            "volatile_tools", "Tools that were seen to change their answers by themselves.", "livemax"
+        )
         self.running_requests = gauge("running_requests", "Requests that have their turn.", "livesum")
         self.waiting_requests = gauge("waiting_requests", "Requests that wait for their turn.", "livesum")
         for where in FAIL_OPEN:
@@ -250,6 +257,8 @@ class Metrics:
             self.upstream_failures_total.labels(reason)
         for reason in REFUSED:
             self.refused_requests_total.labels(reason)
+        for reason in Ungoverned:
+            self.ungoverned_requests_total.labels(reason.value)
 
     def count_call(self, tool: str, decision: str, reason: str) -> None:
         """Count one proposed call; unlike `tool_calls` itself, this caps the tool's name by `tool_label`."""
@@ -269,6 +278,10 @@ class Metrics:
         """Count an answer of upstream that says that it could not do its work."""
         if status == 429 or status >= 500:
             self.upstream_failures_total.labels(f"status_{status if status < 600 else 'other'}").inc()
+
+    def count_ungoverned(self, reason: str) -> None:
+        """Count a request with tools that passed without being governed."""
+        self.ungoverned_requests_total.labels(reason).inc()
 
     def tool_label(self, tool: str) -> str:
         """The tool's name while fewer than `MAX_TOOL_NAMES` others have been seen, else `other`: so is what

@@ -12,12 +12,10 @@ import logging
 import traceback
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from time import perf_counter
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol
-
-import orjson
 
 from governor.conversation import AnsweredCall, answered_calls, reply_origins
 from governor.exchange import Exchange, Explain, Purpose
@@ -26,7 +24,8 @@ from governor.records import CallRecord
 from governor.request import Json, untouched
 from governor.transcript import Transcript
 from governor.turn_record import TurnRecord
-from governor_server.access import Access, Caller
+from governor_server import exact_json
+from governor_server.access import PREFLIGHT, Access, Caller
 from governor_server.api_errors import ApiError, Headers
 from governor_server.asgi import (
     REQUEST_ID,
@@ -36,7 +35,6 @@ from governor_server.asgi import (
     Scope,
     Send,
     Upload,
-    check_length,
     gone,
     header,
     read_body,
@@ -46,11 +44,20 @@ from governor_server.asgi import (
 from governor_server.balancer import Balancer
 from governor_server.current import SANE_ID, CurrentRequest, current, current_trace, request_id
 from governor_server.governed_chat import GovernedChat
-from governor_server.limits import LimitSettings, Slots, head_size, headers_too_large
+from governor_server.keep_alive import Sleep
+from governor_server.limits import (
+    LimitSettings,
+    Slots,
+    bad_request,
+    head_size,
+    headers_too_large,
+    not_proxied,
+)
 from governor_server.logs import fields
 from governor_server.metrics import Metrics
 from governor_server.refusals import Refusals
 from governor_server.tenants import conversation_name, qualified
+from governor_server.ungoverned import OTHER_APIS, UngovernedRequests
 from governor_server.upstream import Body, Upstream, UpstreamError, UpstreamResponse, requested
 
 if TYPE_CHECKING:
@@ -60,6 +67,34 @@ MAX_RUNNING_REVIEWS = 64
 """Reviews of observed calls at the same time; others wait."""
 MAX_REVIEWS = 512
 """With those that wait; past this many they are dropped and counted."""
+
+NOT_PROXIED = frozenset({"CONNECT", "TRACE"})
+"""One asks for a tunnel, the other to be shown the request as upstream got it, with upstream's key."""
+
+PREFLIGHT_HEADERS = frozenset(
+    {
+        b"origin",
+        b"access-control-request-method",
+        b"access-control-request-headers",
+        b"access-control-request-private-network",
+        b"x-request-id",
+    }
+)
+"""All that upstream gets of a browser's question that came without a key."""
+
+PREFLIGHT_PLACES = {
+    "max_concurrent_requests": 16,
+    "max_queued_requests": 64,
+    "max_concurrent_requests_per_tenant": None,
+}
+"""Few, and of their own: who has no key must not keep out who has one."""
+
+READABLE: Headers = [
+    (b"access-control-allow-origin", b"*"),
+    (b"access-control-expose-headers", b"retry-after, x-request-id"),
+]
+"""With these a page may read an error of ours. They allow no request: upstream alone does, by its answer to
+the browser's question; and they allow no cookies."""
 
 log = logging.getLogger(__name__)
 
@@ -101,13 +136,22 @@ class Transcripts(Protocol):
     def put(self, transcript: Transcript) -> None: ...
 
 
+class Volatile(Protocol):
+    """Which tools change their answers by themselves, as `VolatileTools` has it."""
+
+    def of(self, tenant: str) -> frozenset[str]: ...
+
+    def learn(self, tenant: str, tools: Iterable[str]) -> None: ...
+
+
 @dataclass(slots=True)
 class Proxy:
     """What all requests share. `governance` may be replaced while the proxy runs; `by_model` holds those of
     models that are governed otherwise, by tenant and model; by "" and model for tenants of whom nothing is
     said, and for all where `gates_by_tenant` is False.
 
-    `clock` gives seconds since the epoch; `new_id` gives a name for a conversation that has none yet.
+    `clock` gives seconds since the epoch; `sleep` waits for some; `new_id` gives a name for a conversation
+    that has none yet.
     """
 
     upstream: Upstream | Balancer
@@ -119,20 +163,27 @@ class Proxy:
     clock: Callable[[], float]
     new_id: Callable[[], str]
     probe_timeout_s: float = 10.0
+    max_silence_s: float = 4.0
+    sleep: Sleep = asyncio.sleep
     probe_when_observing: bool = True
     by_model: Mapping[tuple[str, str], Governance] = field(default_factory=dict)
     gates_by_tenant: bool = True
     transcripts: Transcripts | None = None
+    volatile: Volatile | None = None
     turns: Turns | None = None
     tracing: Tracing | None = None
     refusals: Refusals = field(default_factory=Refusals)
     reviews: set[asyncio.Task[None]] = field(default_factory=set)
     slots: Slots = field(init=False)
+    preflight_slots: Slots = field(init=False)
+    ungoverned: UngovernedRequests = field(init=False)
     _last_reviews: dict[str, asyncio.Task[None]] = field(default_factory=dict)
     _review_places: asyncio.Semaphore = field(init=False)
 
     def __post_init__(self) -> None:
         self.slots = Slots(self.limits)
+        self.preflight_slots = Slots(self.limits.model_copy(update=PREFLIGHT_PLACES))
+        self.ungoverned = UngovernedRequests(self.metrics.count_ungoverned)
         self._review_places = asyncio.Semaphore(MAX_RUNNING_REVIEWS)
 
     async def chat(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -157,18 +208,18 @@ class Proxy:
         if self.tracing is not None:
             request.trace = self.tracing.begin(scope, request.id, scope["path"] if route == "chat" else "")
         try:
-            if head_size(scope.get("raw_path") or b"", scope["headers"]) > self.limits.max_header_bytes:
-                raise headers_too_large(self.limits.max_header_bytes)
+            self._check_head(scope)
             caller = self.access.caller(scope)
             request.tenant = caller.tenant
             await handler(scope, caller, receive, reply)
         except ClientGone:
             reply.status = reply.status or 499
         except ApiError as error:
-            await self._tell(error, reply)
+            await self._tell(error, reply, scope)
         except Exception as error:
             log_failure("an error in the proxy", error)
-            await self._tell(ApiError(500, "internal_error", "The proxy failed; its log says where."), reply)
+            failed = ApiError(500, "internal_error", "The proxy failed; its log says where.")
+            await self._tell(failed, reply, scope)
         finally:
             self.metrics.requests.labels(route, str(reply.status or 499)).inc()
             if request.trace is not None:
@@ -176,7 +227,16 @@ class Proxy:
             if log.isEnabledFor(logging.INFO):
                 log_answer(scope, request, reply, perf_counter() - start)
 
-    async def _tell(self, error: ApiError, reply: Reply) -> None:
+    def _check_head(self, scope: Scope) -> None:
+        """Refuse what cannot be handed on, whoever asks. Raises `ApiError`."""
+        if head_size(scope.get("raw_path") or b"", scope["headers"]) > self.limits.max_header_bytes:
+            raise headers_too_large(self.limits.max_header_bytes)
+        if scope["method"] in NOT_PROXIED:
+            raise not_proxied(scope["method"])
+        if not target(scope).startswith(b"/"):
+            raise bad_request("The request's target is no path")
+
+    async def _tell(self, error: ApiError, reply: Reply, scope: Scope) -> None:
         """To the client, unless its answer has begun: an unfinished body is how it learns of it then."""
         if (trace := current_trace()) is not None:
             trace.failed(error.type)
@@ -186,7 +246,11 @@ class Proxy:
         else:
             self.metrics.refused_requests_total.labels(error.type).inc()
         if not reply.status:
-            await reply.error(error)
+            more = list(READABLE) if header(scope, b"origin") else []
+            if header(scope, b"expect"):
+                # The client may send its body all the same or not: what comes next is not known.
+                more.append((b"connection", b"close"))
+            await reply.error(error, more)
 
     async def _chat(self, scope: Scope, caller: Caller, receive: Receive, reply: Reply) -> None:
         start = perf_counter()
@@ -206,23 +270,29 @@ class Proxy:
             await (chat.run() if chat else self._relay(scope, caller, raw, reply))
 
     async def _forward(self, scope: Scope, caller: Caller, receive: Receive, reply: Reply) -> None:
-        check_length(scope, self.limits)
-        upload = Upload(await receive(), receive, self.limits)
-        await until_gone(upload.gone(), self._uploaded(scope, caller, upload, reply))
+        upload = await Upload.begin(scope, receive, self.limits)
+        try:
+            await until_gone(upload.gone(), self._uploaded(scope, caller, upload, reply))
+        except (ClientGone, UpstreamError):
+            # A body of which the rest does not come breaks the request off, and an answer that has begun.
+            if upload.failure is not None:
+                raise upload.failure from None
+            raise
 
     async def _uploaded(self, scope: Scope, caller: Caller, upload: Upload, reply: Reply) -> None:
-        async with self.slots.place(caller.tenant):
-            try:
-                await self._relay(scope, caller, upload.body, reply)
-            except UpstreamError:
-                # A body that turns out to be too large breaks the request off, as upstream might.
-                if upload.failure is not None:
-                    raise upload.failure from None
-                raise
+        body = upload.body
+        if scope["method"] == "POST" and (api := OTHER_APIS.get(scope["path"])) is not None:
+            body = self.ungoverned.watched(api, body)
+        slots = self.preflight_slots if caller is PREFLIGHT else self.slots
+        async with slots.place(caller.tenant):
+            await self._relay(scope, caller, body, reply)
 
     async def _relay(self, scope: Scope, caller: Caller, body: Body, reply: Reply) -> None:
         headers = requested(scope["headers"], drop=caller.withheld)
-        async with self.ask(scope["method"], target(scope), headers, body) as response:
+        with_key = caller is not PREFLIGHT
+        if not with_key:
+            headers = [pair for pair in headers if pair[0] in PREFLIGHT_HEADERS]
+        async with self.ask(scope["method"], target(scope), headers, body, with_key=with_key) as response:
             self.metrics.count_upstream(response.status)
             await reply.relay(response)
 
@@ -234,27 +304,42 @@ class Proxy:
         body: Body,
         affinity: str = "",
         purpose: Purpose = Purpose.REQUEST,
+        *,
+        with_key: bool = True,
     ) -> AbstractAsyncContextManager[UpstreamResponse]:
         """As `Upstream.request`, and in a span where the request that this is for is traced."""
         request = current.get()
         if request is None or request.trace is None:
-            return self.upstream.request(method, target, headers, body, affinity)
+            return self.upstream.request(method, target, headers, body, affinity, with_key=with_key)
         chat = request.route == "chat"
         return request.trace.asking(
-            self.upstream, method, target, headers, body, affinity, purpose, request.model if chat else None
+            self.upstream,
+            method,
+            target,
+            headers,
+            body,
+            affinity,
+            purpose,
+            request.model if chat else None,
+            with_key=with_key,
         )
 
     async def _open(self, scope: Scope, caller: Caller, raw: bytes) -> Exchange | None:
         """The exchange for a request that may be governed, else None."""
         if header(scope, b"x-governor") == "off":
+            self.ungoverned.add_chat(None, raw, off=True)
             return None
         try:
-            body = orjson.loads(raw)
-        except orjson.JSONDecodeError:
+            body = exact_json.loads(raw)
+        except ValueError:
+            self.ungoverned.add_chat(None, raw, off=False)
             return None
         if (request := current.get()) is not None and isinstance(body, dict):
             request.model = str(body.get("model") or "")
-        return await self._exchange(scope, caller.tenant, body) if untouched(body) is None else None
+        if untouched(body) is not None:
+            self.ungoverned.add_chat(body, raw, off=False)
+            return None
+        return await self._exchange(scope, caller.tenant, body)
 
     async def _exchange(self, scope: Scope, tenant: str, body: Json) -> Exchange:
         calls = answered_calls(body["messages"])
@@ -264,10 +349,9 @@ class Proxy:
         conversation = conversation or self.records.owner(tenant, calls, reply_origins(body["messages"]))
         conversation = conversation or qualified(tenant, self.new_id())
         model = str(body.get("model"))
-        own = self.by_model.get((tenant, model)) if self.gates_by_tenant else None
         exchange = Exchange(
             body,
-            own or self.by_model.get(("", model), self.governance),
+            self._governance(tenant, model),
             records=self.records.find(tenant, calls, conversation),
             history=calls,
             conversation=conversation,
@@ -279,7 +363,17 @@ class Proxy:
         # At once, so that no other request whose history looks the same is taken for this one.
         for record in exchange.returned_records():
             self.records.put(record)
+        if self.volatile is not None:
+            with self.fail_open("record"):
+                self.volatile.learn(tenant, exchange.changed_tools)
         return exchange
+
+    def _governance(self, tenant: str, model: str) -> Governance:
+        own = self.by_model.get((tenant, model)) if self.gates_by_tenant else None
+        governance = own or self.by_model.get(("", model), self.governance)
+        if self.volatile is None or not (learned := self.volatile.of(tenant)):
+            return governance
+        return replace(governance, catalog=governance.catalog.with_volatile(learned))
 
     def fail_open(self, where: str) -> FailOpen:
         """Counts an exception of the governor instead of raising it."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import gc
-import http.client
 import resource
 import signal
 import socket
@@ -14,15 +13,16 @@ from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from types import FrameType
 from typing import Any
-from urllib.parse import urlsplit
 
 import uvicorn
 
+from governor_server import extras
 from governor_server.access import is_loopback
 from governor_server.app import GovernorApp, create_app, tracing_kind
 from governor_server.console import Console
 from governor_server.engine import Engine
-from governor_server.errors import PortInUse, ServerError, UpstreamUnreachable
+from governor_server.errors import PortInUse, ServerError
+from governor_server.gatekeeper import CALIBRATED
 from governor_server.logs import LoggedConsole, count_dropped, logging_to
 from governor_server.protocol import bounded_protocol
 from governor_server.settings import ServerSettings, Settings
@@ -58,15 +58,21 @@ def run(settings: Settings, console: Console) -> None:
         if settings.engine.model is not None:
             engine = stack.enter_context(Engine(settings.engine, console.say, console.progress))
             engine.wait_ready()
-        url = engine.url if engine else checked_upstream(settings)
+        url = engine.url if engine else settings.upstream.url
+        assert url is not None
         vocab_size = engine.vocab_size if engine else None
+
+        def announce(problem: str) -> None:
+            for line in greeting(settings, listener.getsockname(), url, problem):
+                console.say(line)
+
         if settings.server.workers > 1:
             metrics = stack.enter_context(shared_metrics())
             workers = Workers(settings, listener, url, vocab_size, console, metrics)
-            _serve_by_workers(settings, workers, engine, console)
+            _serve_by_workers(workers, engine, lambda: announce(""))
         else:
             app = create_app(settings, upstream_url=url, vocab_size=vocab_size)
-            serve(settings, app, listener, lambda: _announce(settings, listener, console), engine)
+            serve(settings, app, listener, lambda: announce(app.problem_at_start), engine)
         console.say("stopped")
 
 
@@ -96,25 +102,6 @@ def listen(settings: ServerSettings) -> socket.socket:
             raise PortInUse(f"{where} is in use by another program: choose another with --port") from None
         raise ServerError(f"cannot listen to {where}: {error}") from None
     return listener
-
-
-def checked_upstream(settings: Settings) -> str:
-    """The upstream's address, when something that speaks HTTP answers there."""
-    url = settings.upstream.url
-    assert url is not None
-    parts = urlsplit(url)
-    kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
-    connection = kind(parts.netloc, timeout=settings.upstream.connect_timeout_s)
-    try:
-        connection.request("GET", f"{parts.path}/health")
-        connection.getresponse()
-    except (OSError, http.client.HTTPException) as error:
-        raise UpstreamUnreachable(
-            f"nothing answers at {url}: {error} (start that server, or correct --upstream)"
-        ) from None
-    finally:
-        connection.close()
-    return url
 
 
 class Server(uvicorn.Server):
@@ -207,11 +194,11 @@ def serve(
         raise ServerError("the proxy could not start; the lines above say why")
 
 
-def _serve_by_workers(settings: Settings, workers: Workers, engine: Engine | None, console: Console) -> None:
+def _serve_by_workers(workers: Workers, engine: Engine | None, on_started: Callable[[], None]) -> None:
     """Serve in several processes; the engine stays this one's."""
     if engine is not None:
         engine.supervise(workers.fail, on_restart=workers.metrics.engine_restarts_total.inc)
-    workers.run(lambda: _announce(settings, workers.listener, console))
+    workers.run(on_started)
 
 
 def configuration(settings: Settings, app: Any) -> uvicorn.Config:
@@ -234,16 +221,24 @@ def configuration(settings: Settings, app: Any) -> uvicorn.Config:
     )
 
 
-def _announce(settings: Settings, listener: socket.socket, console: Console) -> None:
-    host, port = listener.getsockname()[:2]
-    host = f"[{host}]" if ":" in host else host
-    governance = settings.governance
+def greeting(settings: Settings, address: tuple[Any, ...], upstream: str, problem: str = "") -> list[str]:
+    """What an operator reads once the proxy serves at `address`; `problem` is why upstream cannot be asked
+    yet, "" if it can."""
+    host, port = address[:2]
+    root = f"http://{f'[{host}]' if ':' in host else host}:{port}"
+    governance, tools = settings.governance, settings.tools
     how = f"mode {governance.mode}, policy {governance.policy}"
     if settings.server.workers > 1:
         how += f", {settings.server.workers} workers"
-    console.say(f"ready: base_url http://{host}:{port}/v1 ({how})")
-    for line in remarks(settings):
-        console.say(line)
+    lines = [
+        f"{'waiting for upstream' if problem else 'ready'}: base_url {root}/v1 ({how})",
+        f"upstream: {upstream}" + (f" (vLLM with {settings.engine.model})" if settings.engine.model else ""),
+        f"dashboard: {root}/dashboard",
+    ]
+    if tools.read_only:
+        effectful = f"; effectful: {', '.join(tools.effectful)}" if tools.effectful else ""
+        lines.append(f"read-only tools: {', '.join(tools.read_only)}{effectful}")
+    return [*lines, *remarks(settings)]
 
 
 def remarks(settings: Settings) -> list[str]:
@@ -254,6 +249,16 @@ def remarks(settings: Settings) -> list[str]:
     if not settings.tools.read_only:
         lines.append(
             "no tool is listed as read-only: only tools that say so themselves (readOnlyHint) are judged"
+        )
+    if settings.governance.policy == CALIBRATED and extras.missing("calibration"):
+        lines.append(
+            "the calibrated gate cannot learn without scikit-learn, and withholds nothing unless "
+            f"calibration.path has a gate: {extras.how_to_install('calibration')}"
+        )
+    if not settings.auth.admin_keys and not is_loopback(settings.server.host):
+        lines.append(
+            "the dashboard and /governor/* answer to this machine only (a container's host is another one): "
+            "`governor key` makes the operator's key for auth.admin_keys"
         )
     if settings.upstream.api_key and not settings.auth.keys and not is_loopback(settings.server.host):
         lines.append(

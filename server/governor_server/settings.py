@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import difflib
 import os
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self, get_args
 
@@ -22,6 +23,7 @@ from pydantic import (
     field_validator,
     model_validator,
 )
+from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, EnvSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 from pydantic_settings import SettingsError as SourceError
 from pydantic_settings.sources.utils import parse_env_vars
@@ -34,6 +36,7 @@ from governor.policies import Policy, PolicyError
 from governor.prices import Prices
 from governor.probe import ProbeSettings as CoreProbeSettings
 from governor.pruning import PrunePolicy, PruneSettings
+from governor.results import compiled
 from governor.rules import Budgets, RuleSettings
 from governor.spans import Markup, SpanKind
 from governor_server import policies
@@ -196,10 +199,28 @@ class ProbeSettings(Section):
 
 
 class ToolSettings(Section):
-    """Shell patterns of tool names. A tool that matches neither list is observed, never withheld."""
+    """Shell patterns of tool names; one that is neither read-only nor effectful is observed, never withheld.
+    `failures` are regular expressions of the beginnings of results."""
 
     read_only: tuple[str, ...] = ()
     effectful: tuple[str, ...] = ()
+    volatile: tuple[str, ...] = ()
+    failures: tuple[str, ...] = ()
+
+    @field_validator("failures")
+    @classmethod
+    def _expressions(cls, patterns: tuple[str, ...]) -> tuple[str, ...]:
+        for pattern in patterns:
+            try:
+                compiled([pattern])
+            except re.error as error:
+                raise ValueError(f"{pattern!r} is not a regular expression: {error}") from None
+        return patterns
+
+    def catalog(self) -> ToolCatalog:
+        """The core's."""
+        failures = compiled(self.failures)
+        return ToolCatalog(self.read_only, self.effectful, volatile=self.volatile, failures=failures)
 
 
 class MarkupSettings(Section):
@@ -228,6 +249,12 @@ class TracingSettings(Section):
     endpoint: str | None = Field(default=None, pattern=r"^https?://[^/\s]+[^\s]*$")
     sample: Share = 1.0
     content: bool = False
+
+
+class StreamSettings(Section):
+    """What a client hears while the governor holds a part of its stream back."""
+
+    max_silence_s: Seconds = 4.0
 
 
 class PriceSettings(Section):
@@ -267,6 +294,7 @@ class Settings(BaseSettings):
     probe: ProbeSettings = ProbeSettings()
     tools: ToolSettings = ToolSettings()
     markup: MarkupSettings = MarkupSettings()
+    stream: StreamSettings = StreamSettings()
     store: StoreSettings = Field(default_factory=StoreSettings)
     tracing: TracingSettings = TracingSettings()
     prices: PriceSettings = PriceSettings()
@@ -326,7 +354,7 @@ class Settings(BaseSettings):
 
         `config` is the YAML file; without it `GOVERNOR_CONFIG`, then `governor.yaml` if there is one.
         `overrides` is a nested mapping like the file's, from the command line.
-        Raises `SettingsError`, whose text is one line.
+        Raises `SettingsError`, whose text has a line for each mistake.
         """
         environ = os.environ if environ is None else environ
         layers = Layers.read(config, overrides or {}, environ)
@@ -352,7 +380,7 @@ class Settings(BaseSettings):
             mode=Mode(governance.mode),
             action=governance.action,
             policy=governance.build_policy(),
-            catalog=ToolCatalog(self.tools.read_only, self.tools.effectful),
+            catalog=self.tools.catalog(),
             markup=Markup(self.markup.reasoning, self.markup.call, frozenset(self.markup.ends)),
             probe=CoreProbeSettings(
                 max_tokens=self.probe.max_tokens,
@@ -375,19 +403,25 @@ class Settings(BaseSettings):
         return self.probe.call_start_token or self.markup.call[0]
 
 
-class Layers:
-    """The places that settings come from, least important first, each with the name to use in a message."""
+Location = tuple[str | int, ...]
 
-    def __init__(self, *named: tuple[str, Mapping[str, Any]]) -> None:
+
+class Layers:
+    """The places that settings come from, least important first, each with the name to use in a message.
+    `lines` has the line of each key of the file."""
+
+    def __init__(self, *named: tuple[str, Mapping[str, Any]], lines: Mapping[Location, int]) -> None:
         self.named = named
+        self._lines = lines
 
     @classmethod
     def read(cls, config: Path | None, overrides: Mapping[str, Any], environ: Mapping[str, str]) -> Self:
         """Raises `SettingsError` for a file or a variable that cannot be read."""
         path = _config_path(config, environ)
-        file = _read_yaml(path) if path else {}
+        file, lines = _read_yaml(path) if path else ({}, {})
         variables = _read_environment(environ)
-        return cls((str(path), file), ("the environment", variables), ("the command line", overrides))
+        named = ((str(path), file), ("the environment", variables), ("the command line", overrides))
+        return cls(*named, lines=lines)
 
     def merged(self) -> dict[str, Any]:
         """One nested mapping; later layers win key by key."""
@@ -396,11 +430,12 @@ class Layers:
             _merge(result, layer)
         return result
 
-    def origin(self, location: tuple[str | int, ...]) -> str | None:
-        """The name of the most important layer that has this key."""
+    def origin(self, location: Location) -> str | None:
+        """The name of the most important layer that has this key, and the line in the file."""
         for name, layer in self.named[::-1]:
             if _has(layer, location):
-                return name
+                line = self._lines.get(location) if layer is self.named[0][1] else None
+                return name if line is None else f"{name}, line {line}"
         return None
 
 
@@ -418,9 +453,11 @@ def _config_path(config: Path | None, environ: Mapping[str, str]) -> Path | None
     return DEFAULT_CONFIG if DEFAULT_CONFIG.is_file() else None
 
 
-def _read_yaml(path: Path) -> Mapping[str, Any]:
+def _read_yaml(path: Path) -> tuple[Mapping[str, Any], Mapping[Location, int]]:
+    """What a file holds, and on which line each key stands."""
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        content = yaml.safe_load(text)
     except FileNotFoundError:
         raise SettingsError(
             f"no such configuration file: {path} (copy {Settings.EXAMPLE}, or leave --config out)"
@@ -430,10 +467,24 @@ def _read_yaml(path: Path) -> Mapping[str, Any]:
     except yaml.YAMLError as error:
         raise SettingsError(f"{path} is not valid YAML: {_one_line(str(error))}") from None
     if content is None:
-        return {}
+        return {}, {}
     if not isinstance(content, dict):
         raise SettingsError(f"{path} must hold sections with keys (see {Settings.EXAMPLE})")
-    return {str(key): ({} if value is None else value) for key, value in content.items()}
+    sections = {str(key): ({} if value is None else value) for key, value in content.items()}
+    return sections, dict(_key_lines(yaml.compose(text, yaml.SafeLoader)))
+
+
+def _key_lines(node: yaml.Node | None, prefix: Location = ()) -> Iterator[tuple[Location, int]]:
+    """The location of each key below a node, and its line, counted from 1."""
+    if isinstance(node, yaml.MappingNode):
+        for key, value in node.value:
+            location = (*prefix, str(key.value))
+            yield location, key.start_mark.line + 1
+            yield from _key_lines(value, location)
+    elif isinstance(node, yaml.SequenceNode):
+        for place, item in enumerate(node.value):
+            yield (*prefix, place), item.start_mark.line + 1
+            yield from _key_lines(item, (*prefix, place))
 
 
 def _read_environment(environ: Mapping[str, str]) -> Mapping[str, Any]:
@@ -441,12 +492,14 @@ def _read_environment(environ: Mapping[str, str]) -> Mapping[str, Any]:
     ours = {
         name: value for name, value in environ.items() if name.upper().startswith(ENV_PREFIX) and "__" in name
     }
-    for name in ours:
-        section = name[len(ENV_PREFIX) :].split("__")[0].lower()
-        if section not in Settings.model_fields:
-            raise SettingsError(
-                f"unknown variable {name}{_suggest(section, Settings.model_fields, 'section ')}"
-            )
+    sections = {name: name[len(ENV_PREFIX) :].split("__")[0].lower() for name in ours}
+    unknown = [
+        f"unknown variable {name}{_suggest(section, Settings.model_fields, 'section ')}"
+        for name, section in sections.items()
+        if section not in Settings.model_fields
+    ]
+    if unknown:
+        raise SettingsError(_together(unknown))
     source = EnvSettingsSource(Settings)
     source.env_vars = parse_env_vars(ours, parse_none_str=source.env_parse_none_str)
     try:
@@ -470,31 +523,41 @@ def _copied(value: Any) -> Any:
     return {key: _copied(item) for key, item in value.items()} if isinstance(value, Mapping) else value
 
 
-def _has(layer: Mapping[str, Any], location: tuple[str | int, ...]) -> bool:
+def _has(layer: Mapping[str, Any], location: Location) -> bool:
     here: Any = layer
     for part in location:
-        if not isinstance(here, Mapping) or part not in here:
+        try:
+            here = here[part]
+        except (LookupError, TypeError):
             return False
-        here = here[part]
     return True
 
 
 def _explain(error: ValidationError, layers: Layers) -> str:
-    """One line for the first of the errors: the key, where it stands, what is wrong, what would be right."""
-    first, others = error.errors()[0], error.error_count() - 1
-    location = first["loc"]
+    """A line for each of the errors: the key, where it stands, what is wrong, what would be right."""
+    return _together([_line(each, layers) for each in error.errors()])
+
+
+def _together(mistakes: Sequence[str]) -> str:
+    """One mistake is one line; several are a list, so that a file is mended at once."""
+    if len(mistakes) == 1:
+        return mistakes[0]
+    return "\n  ".join([f"{len(mistakes)} mistakes in the settings:", *mistakes])
+
+
+def _line(error: ErrorDetails, layers: Layers) -> str:
+    location = error["loc"]
     name = ".".join(str(part) for part in location)
     origin = next(
         (found for stop in range(len(location), 0, -1) if (found := layers.origin(location[:stop]))), None
     )
     where = f" (from {origin})" if origin else ""
-    more = f" (and {others} more)" if others else ""
-    if first["type"] == "extra_forbidden":
-        return f"unknown setting {name}{where}{_suggest_setting(name)}{more}"
-    message = first["msg"].removeprefix("Value error, ")
+    if error["type"] == "extra_forbidden":
+        return f"unknown setting {name}{where}{_suggest_setting(name)}"
+    message = error["msg"].removeprefix("Value error, ")
     if not location:
-        return f"{message}{more}"
-    return f"{name}{where}: {message}, not {first['input']!r}{more}"
+        return message
+    return f"{name}{where}: {message}, not {error['input']!r}"
 
 
 def _suggest_setting(name: str) -> str:

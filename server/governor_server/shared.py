@@ -19,6 +19,7 @@ from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, Final, Generic, NamedTuple
 
 from governor_server.errors import SettingsError
+from governor_server.extras import how_to_install
 from governor_server.store import CLOSE_TIMEOUT_S, QUEUE_SIZE, Item, Table, next_batch
 
 if TYPE_CHECKING:
@@ -80,7 +81,7 @@ class Shared:
             from redis.retry import Retry
         except ModuleNotFoundError:
             raise SettingsError(
-                "store.redis_url needs the client of Redis: pip install 'tool-governor[redis]'"
+                f"store.redis_url needs the client of Redis: {how_to_install('redis')}"
             ) from None
         try:
             self.client: redis.Redis = redis.Redis.from_url(

@@ -11,7 +11,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-import orjson
+from governor_server import exact_json
 
 MAX_EVENT_BYTES = 16 * 1024 * 1024
 """An event that grows past this is handed on in pieces, unread. One with 20 logprobs a token has about 2
@@ -19,8 +19,11 @@ KB."""
 
 DONE = b"[DONE]"
 
+BOM = b"\xef\xbb\xbf"
+
 _LINE_END = rb"(?:\r\n|\n|\r)"
 _BLANK_LINE = re.compile(rb"(?:\r\n|\n|\r(?!\n))" + _LINE_END)
+_ENDS = re.compile(_BLANK_LINE.pattern + rb"\Z")
 _LINES = re.compile(_LINE_END)
 
 
@@ -38,10 +41,12 @@ class EventReader:
         self._buffer = bytearray()
         self._searched = 0
         self._only_newlines = True
+        self._begins = True
 
     def feed(self, data: bytes) -> Sequence[Event]:
         """The events that are complete with `data`."""
         if not self._buffer and (whole := _plain(data)):
+            self._begins = False
             return (Event(data, whole),)
         self._buffer += data
         self._only_newlines = self._only_newlines and b"\r" not in data
@@ -75,7 +80,8 @@ class EventReader:
         raw = bytes(self._buffer[:end])
         del self._buffer[:end]
         self._searched = 0
-        return Event(raw, _data(raw))
+        begins, self._begins = self._begins, False
+        return Event(raw, _data(raw.removeprefix(BOM) if begins else raw))
 
 
 def _plain(raw: bytes) -> bytes | None:
@@ -88,10 +94,46 @@ def _plain(raw: bytes) -> bytes | None:
 def _data(raw: bytes) -> bytes | None:
     if (plain := _plain(raw)) is not None:
         return plain
-    fields = [line[5:].removeprefix(b" ") for line in _LINES.split(raw) if line.startswith(b"data:")]
+    fields = [line[5:].removeprefix(b" ") for line in _LINES.split(raw) if _is_data(line)]
     return b"\n".join(fields) if fields else None
+
+
+def _is_data(line: bytes) -> bool:
+    return line.startswith(b"data:") or line == b"data"
 
 
 def event(body: Mapping[str, Any]) -> bytes:
     """An event that carries `body` as JSON."""
-    return b"data: " + orjson.dumps(body) + b"\n\n"
+    return b"data: " + exact_json.dumps(body) + b"\n\n"
+
+
+def rewritten(old: Event, body: Mapping[str, Any]) -> bytes:
+    """The event `old` with `body` as its data; its other fields, comments and line ends are as they were."""
+    raw, data = old
+    # Nothing but one line of data, as most servers write them.
+    if data is not None and len(raw) == len(data) + 8 and raw.startswith(b"data: ") and raw.endswith(b"\n\n"):
+        return event(body)
+    end = _first_line_end(raw)
+    lines = [line for line in _LINES.split(raw) if line and not _is_data(line.removeprefix(BOM))]
+    return end.join([*lines, b"data: " + exact_json.dumps(body), b"", b""])
+
+
+def _first_line_end(raw: bytes) -> bytes:
+    found = _LINES.search(raw)
+    return found.group() if found else b"\n"
+
+
+def is_comment(raw: bytes) -> bool:
+    """Whether an event is nothing but comments, which keep a connection alive."""
+    lines = [line for line in _LINES.split(raw) if line]
+    return bool(lines) and all(line.startswith(b":") for line in lines)
+
+
+def is_done(data: bytes) -> bool:
+    """Whether an event's data says that it is the last one."""
+    return data.strip() == DONE
+
+
+def ends_event(raw: bytes) -> bool:
+    """Whether bytes that were written to a stream end where another event may begin."""
+    return _ENDS.search(raw, max(0, len(raw) - 4)) is not None

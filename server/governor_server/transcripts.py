@@ -20,6 +20,7 @@ from urllib.parse import quote
 import orjson
 
 from governor.transcript import Transcript
+from governor_server import exact_json
 from governor_server.store import Row, Table, TableFile
 
 MOST_OPEN = 20_000
@@ -99,7 +100,7 @@ def _key(conversation: str, created: float) -> str:
 def _encode(transcript: Transcript) -> Row:
     # By time, not by turn: a client that shortens its history comes to the same turn again.
     key = _key(transcript.conversation, transcript.created)
-    return key, transcript.created, orjson.dumps(transcript.as_dict())
+    return key, transcript.created, exact_json.dumps(transcript.as_dict())
 
 
-TRANSCRIPTS = Table("transcripts", "name", _encode, lambda body: Transcript.from_dict(orjson.loads(body)))
+TRANSCRIPTS = Table("transcripts", "name", _encode, lambda body: Transcript.from_dict(exact_json.loads(body)))

@@ -8,7 +8,6 @@ evenly over the policies (Bonferroni), so that the best of them may be chosen af
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import json
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -33,14 +32,14 @@ from governor.policies import (
 )
 from governor.rules import RuleSettings
 from governor.standing import Standing, kept
-from governor_server import policies
+from governor_server import extras, policies
 from governor_server.errors import SettingsError
 from governor_server.recorded import Log, LogError
 from governor_server.replay import Recorded, notes, table
 from governor_server.settings import GovernanceSettings, Settings
 
 HEADER = "# Written by `governor tune`"
-NO_SKLEARN = "not fitted: pip install 'tool-governor[calibration]'"
+NO_SKLEARN = f"not fitted: {extras.how_to_install('calibration')}"
 CALIBRATED = "calibrated"
 HEADINGS = ("policy", "setting", "first withheld", "harmful", "at most", "calls saved", "verdict")
 MOST_CONVERSATIONS = 1_000_000
@@ -160,23 +159,38 @@ def chosen(tried: Trials, aim: Aim) -> Tuned:
     except PolicyError as error:
         return Tuned(kind.name, "-", {}, None, False, error.detail)
     safe = last_safe([_counted(summary) for summary in found], aim.max_harm, aim.level)
-    place = len(found) - 1 if safe is None else safe
+    # Where labels are missing at one setting, more conversations of the same kind help at none.
+    unlabelled = _enough(found[-1], aim) and _hides(found[-1])
+    missing = [None if unlabelled else _more(each, aim) for each in found]
+    place = safe if safe is not None else _nearest(missing)
     summary = found[place]
     setting = f"{sweep.parameter}={trials[place][sweep.parameter]:g}" if sweep else "-"
     if safe is not None:
         return Tuned(kind.name, setting, trials[place], summary, True, "certified")
-    verdict = f"too few: {crossings_needed(aim.max_harm, aim.level)} with a label are needed"
-    if _enough(summary, aim):
-        verdict = "too few labels" if _hides(summary) else "too harmful"
-    more = min((n for each in found if (n := _more(each, aim)) is not None), default=None)
-    return Tuned(kind.name, setting, trials[place], summary, False, verdict, more)
+    return Tuned(kind.name, setting, trials[place], summary, False, _verdict(summary, aim), missing[place])
+
+
+def _nearest(missing: Sequence[int | None]) -> int:
+    """The setting that needs the fewest more conversations, of equals the most aggressive one: the one that
+    is meant where it is said how many those are. Where more of the same would help none, the last that was
+    tried."""
+    places = [place for place, more in enumerate(missing) if more is not None]
+    return min(places, key=lambda place: (missing[place], -place)) if places else len(missing) - 1
+
+
+def _verdict(summary: Summary, aim: Aim) -> str:
+    """Why a setting is not certified."""
+    needed = crossings_needed(aim.max_harm, aim.level)
+    if not _enough(summary, aim):
+        return f"too few: {needed} with a label are needed"
+    return "too few labels" if _hides(summary) else "too harmful"
 
 
 def calibrated(
     recorded: Recorded, aim: Aim, models: Sequence[str], rules: RuleSettings
 ) -> tuple[dict[str, Standing], Tuned]:
     """The gate of each model, fitted on the log."""
-    if importlib.util.find_spec("sklearn") is None:
+    if extras.missing("calibration"):
         return {}, Tuned(CALIBRATED, "-", {}, None, False, NO_SKLEARN)
     from governor_calibration.renewal import renew
 
@@ -225,6 +239,11 @@ def _saving(entry: Tuned) -> tuple[int, int]:
     return (entry.summary.saved_least, entry.summary.saved_most) if entry.summary else (0, 0)
 
 
+def _distance(entry: Tuned) -> tuple[int, int]:
+    """How far an entry is from being certified; of equals the one that would save more is nearer."""
+    return entry.more or 0, -_saving(entry)[0]
+
+
 def _hides(summary: Summary) -> bool:
     """Whether so many crossings lack a label that they could hide any harm."""
     return summary.unlabelled > UNLABELLED * (summary.labelled + summary.unlabelled)
@@ -271,14 +290,15 @@ def _says(
             f"{arguments.confidence:.0%} confidence."
         )
     text = f"Recommended: observe. No policy is certified to do harm in at most {arguments.max_harm:.2%}"
-    nearest = min((entry for entry in tried if entry.more), key=lambda entry: entry.more or 0, default=None)
+    nearest = min((entry for entry in tried if entry.more), key=_distance, default=None)
     if not any(entry.summary and entry.summary.labelled for entry in tried):
         return f"{text}: no call that one would have withheld has a label."
     if nearest is None:
         return f"{text}, and more conversations like these {count:,} would not change that."
     return (
         f"{text} on {count:,} observed conversations. About {nearest.more:,} more labelled ones are needed "
-        f"({nearest.name}, if they are like these)."
+        f"for {nearest.name}{'' if nearest.setting == '-' else f' with {nearest.setting}'}, if they are like "
+        "these."
     )
 
 

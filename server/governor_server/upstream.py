@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import zlib
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager, suppress
 from contextvars import ContextVar
+from dataclasses import dataclass
 from io import BytesIO
 from time import perf_counter
-from weakref import WeakSet
+from typing import Any
+from weakref import WeakKeyDictionary
 
 import aiohttp
 from aiohttp.client_proto import ResponseHandler
@@ -20,8 +22,18 @@ from yarl import URL
 
 from governor_server.api_errors import ApiError, Headers
 from governor_server.encoding import Decoder
+from governor_server.redirects import ADDRESSES, own_address
 
-Body = bytes | AsyncIterator[bytes]
+
+@dataclass(frozen=True, slots=True)
+class Stream:
+    """A body that is sent while it comes. `length` is that of all pieces, None where it is not known yet."""
+
+    pieces: AsyncIterator[bytes]
+    length: int | None = None
+
+
+Body = bytes | Stream
 
 KEEPALIVE_S = 3.0
 """Shorter than the 5 s after which uvicorn, and so vLLM, closes an idle connection: a request sent on one
@@ -49,11 +61,23 @@ again."""
 LARGE_BYTES = 512 * 1024
 """A body beyond this is written in pieces, between which others have their turn."""
 
+SLOWEST_BYTES_PER_S = 16 * 1024
+"""A large body has one second more for each of these; a sender that is slower is given up."""
+
 LAST_MOMENT_S = 0.1
 """How long a body that has said its last may take to end."""
 
+FRAMING = frozenset({"content-length", "transfer-encoding"})
+"""What these say upstream comes from the bytes that are sent, never from the client."""
+
+WITHOUT_BODY = frozenset({"GET", "HEAD", "OPTIONS", "TRACE", "DELETE"})
+"""Methods for which a body has no meaning (RFC 9110, 9.3): a server may answer without looking for one."""
+
 RETRIED_BY_AIOHTTP = frozenset({"GET", "HEAD", "OPTIONS", "TRACE", "PUT", "DELETE"})
 """Methods that may be repeated at will: aiohttp sends these once more by itself."""
+
+NO_CONTENT = frozenset({204, 304})
+"""Statuses without a body, whatever length the head tells."""
 
 used_before: ContextVar[bool] = ContextVar("used_before", default=False)
 """Whether the connection that this task got last had carried a request before."""
@@ -70,15 +94,14 @@ class UpstreamError(ApiError):
 class UpstreamResponse:
     """An answer of upstream, its body not yet read. `waited_s` is the time spent waiting for it so far."""
 
-    def __init__(self, response: aiohttp.ClientResponse, url: str, waited_s: float) -> None:
+    def __init__(
+        self, response: aiohttp.ClientResponse, url: str, waited_s: float, roots: Sequence[URL] = ()
+    ) -> None:
         self._response = response
         self.url = url
         self.waited_s = waited_s
         self.status = response.status
-        # Without those of a governor before this one: what ours decided is told by ours alone.
-        self.headers: Headers = [
-            pair for pair in forwarded(response.raw_headers) if not pair[0].startswith(OWN_PREFIX)
-        ]
+        self.headers = response_headers(response, roots)
         self._peeked: bytes | None = None
         self._decoder: Decoder | None = None
         self.at_end = False
@@ -179,9 +202,14 @@ class Upstream:
         read_timeout_s: float = 600.0,
         pool_timeout_s: float = 10.0,
         max_connections: int = 2048,
+        same: Sequence[str] = (),
     ) -> None:
+        """`same`: further addresses of this server or of servers that stand for it, which its redirects may
+        name."""
         self.url = url.rstrip("/").removesuffix("/v1")
+        self._roots = [URL(root) for root in (self.url, *same)]
         self._api_key = api_key
+        self._patience_s = pool_timeout_s + connect_timeout_s + read_timeout_s
         self._timeout = aiohttp.ClientTimeout(
             total=None, connect=pool_timeout_s, sock_connect=connect_timeout_s, sock_read=read_timeout_s
         )
@@ -195,6 +223,7 @@ class Upstream:
     async def __aenter__(self) -> Upstream:
         self._session = aiohttp.ClientSession(
             connector=Pool(limit=self._max_connections, keepalive_timeout=KEEPALIVE_S),
+            request_class=TrackedRequest,
             cookie_jar=aiohttp.DummyCookieJar(),
             timeout=self._timeout,
             skip_auto_headers=("User-Agent", "Accept", "Accept-Encoding", "Content-Type"),
@@ -214,17 +243,20 @@ class Upstream:
         headers: Iterable[tuple[bytes, bytes]],
         body: Body = b"",
         affinity: str = "",
+        *,
+        with_key: bool = True,
     ) -> AsyncIterator[UpstreamResponse]:
         """Send a request; `target` is path and query as they stand on the wire. Leaving the context before
         the body was read closes the connection, which is how upstream learns that nobody waits any more.
-        `affinity` is for a `Balancer`: there is one server here.
+        `affinity` is for a `Balancer`: there is one server here. `with_key`: with upstream's key, if we have
+        one.
 
         Raises `UpstreamError`.
         """
         start = perf_counter()
-        response = await self._send(method, target, self._headers(headers), body)
+        response = await self._send(method, target, self._headers(headers, with_key), body)
         try:
-            yield UpstreamResponse(response, self.url, perf_counter() - start)
+            yield UpstreamResponse(response, self.url, perf_counter() - start, self._roots)
         finally:
             # `release` would wait for the rest of the body of a response that nobody wants.
             if response.content.at_eof():
@@ -235,32 +267,84 @@ class Upstream:
     async def _send(
         self, method: str, target: bytes, headers: CIMultiDict[str], body: Body
     ) -> aiohttp.ClientResponse:
-        assert self._session is not None, "the upstream is used as a context manager"
+        if not target.startswith(b"/"):
+            # Behind the address of upstream it would be read as a part of the host's name.
+            raise ValueError(f"no path: {target[:80]!r}")
         url = URL(self.url + target.decode("latin-1"), encoded=True)
-
-        async def send() -> aiohttp.ClientResponse:
-            assert self._session is not None
-            data: Body | BytesIO | None = body or None
-            if isinstance(body, bytes) and len(body) > LARGE_BYTES:
-                data = BytesIO(body)
-            return await self._session.request(method, url, headers=headers, data=data, allow_redirects=False)
-
         start = perf_counter()
         try:
             try:
-                return await send()
+                response = await self._send_once(method, url, headers, body)
             except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError) as error:
                 if perf_counter() - start > STALE_S or not _never_arrived(method, body, error):
                     raise
-                return await send()
+                response = await self._send_once(method, url, headers, body)
         except FAILURES as error:
             raise failure(self.url, error) from error
+        if response.status == 101:
+            response.close()
+            raise UpstreamError("broken", f"upstream {self.url} changed the protocol, which nobody asked for")
+        return response
 
-    def _headers(self, headers: Iterable[tuple[bytes, bytes]]) -> CIMultiDict[str]:
-        sent = CIMultiDict((name.decode("latin-1"), _text(value)) for name, value in headers)
-        if self._api_key is not None:
+    async def _send_once(
+        self, method: str, url: URL, headers: CIMultiDict[str], body: Body
+    ) -> aiohttp.ClientResponse:
+        """Send it, and wait for the head of the answer. aiohttp has no bound on how long upstream may leave a
+        request unread. Raises `FAILURES`."""
+        assert self._session is not None, "the upstream is used as a context manager"
+        size = len(body) if isinstance(body, bytes) else 0
+        async with asyncio.timeout(self._patience_s + size / SLOWEST_BYTES_PER_S) as patience:
+            data: bytes | BytesIO | AsyncIterator[bytes] | None
+            if isinstance(body, Stream):
+                data = self._pieces(body, patience)
+                if body.length is not None:
+                    headers = CIMultiDict([*headers.items(), ("Content-Length", str(body.length))])
+            else:
+                data = BytesIO(body) if size > LARGE_BYTES else body or None
+            return await self._session.request(method, url, headers=headers, data=data, allow_redirects=False)
+
+    async def _pieces(self, body: Stream, patience: asyncio.Timeout) -> AsyncIterator[bytes]:
+        """The body, while upstream takes it: how long the client takes is bounded elsewhere. Raises
+        `ValueError` where it is not as long as it was announced to be."""
+        loop = asyncio.get_running_loop()
+        left = body.length
+        renew(patience, None)
+        async for piece in body.pieces:
+            if left is not None:
+                left -= len(piece)
+                if left < 0:
+                    break
+            renew(patience, loop.time() + self._patience_s)
+            yield piece
+            renew(patience, None)
+        renew(patience, loop.time() + self._patience_s)
+        if left:
+            raise ValueError("the body has another length than was announced")
+
+    def _headers(self, headers: Iterable[tuple[bytes, bytes]], with_key: bool) -> CIMultiDict[str]:
+        named = ((name.decode("latin-1"), _text(value)) for name, value in headers)
+        sent = CIMultiDict(pair for pair in named if pair[0].lower() not in FRAMING)
+        if self._api_key is not None and with_key:
             sent["Authorization"] = f"Bearer {self._api_key}"
         return sent
+
+
+def renew(patience: asyncio.Timeout, when: float | None) -> None:
+    """Another end for a time-out, if it still runs: of a request whose answer has begun it does not."""
+    with suppress(RuntimeError):
+        patience.reschedule(when)
+
+
+def response_headers(response: aiohttp.ClientResponse, roots: Sequence[URL]) -> Headers:
+    """The headers of an answer that are for the client. Without those of a governor before this one: what
+    ours decided is told by ours alone."""
+    dropped = frozenset({b"content-length"} if response.status in NO_CONTENT else ())
+    kept = forwarded(response.raw_headers, drop=dropped)
+    return [
+        (name, own_address(name, value, roots) if name in ADDRESSES else value)
+        for name, value in kept
+        if not name.startswith(OWN_PREFIX)
+    ]
 
 
 def forwarded(headers: Iterable[tuple[bytes, bytes]], *, drop: frozenset[bytes] = frozenset()) -> Headers:
@@ -289,12 +373,42 @@ def _text(value: bytes) -> str:
         return value.decode("latin-1")
 
 
+@dataclass(slots=True)
+class Sending:
+    """How far a request is. `clear`: upstream cannot have overlooked a part of it, or we a part of the
+    answer."""
+
+    clear: bool
+    whole: bool = False
+
+
+class TrackedRequest(aiohttp.ClientRequest):
+    """A request that says when all of it was handed to its connection."""
+
+    sending = Sending(clear=False)
+
+    async def send(self, conn: Connection) -> aiohttp.ClientResponse:
+        """Write the head, and begin with the body."""
+        # An answer to HEAD has no end that we know of where upstream sends a body all the same.
+        self.sending.clear = self.method != "HEAD" and not (self.method in WITHOUT_BODY and self.body)
+        response = await super().send(conn)
+        if self._writer is None:
+            self.sending.whole = True
+        return response
+
+    async def write_bytes(self, *args: Any, **options: Any) -> None:
+        """Write the body. What fails is told to the connection, which is not used again then."""
+        await super().write_bytes(*args, **options)
+        self.sending.whole = True
+
+
 class Pool(aiohttp.TCPConnector):
-    """Connections, of which it is known whether they were used before."""
+    """Connections, of which none is used again that may be in the middle of something: else what was left of
+    one tenant's request or answer would be taken for a part of another's."""
 
     def __init__(self, *, limit: int, keepalive_timeout: float) -> None:
         super().__init__(limit=limit, keepalive_timeout=keepalive_timeout)
-        self._used: WeakSet[ResponseHandler] = WeakSet()
+        self._last: WeakKeyDictionary[ResponseHandler, Sending] = WeakKeyDictionary()
 
     async def connect(
         self,
@@ -303,12 +417,30 @@ class Pool(aiohttp.TCPConnector):
         timeout: aiohttp.ClientTimeout,  # noqa: ASYNC109
     ) -> Connection:
         """A free connection, or a new one."""
-        connection = await super().connect(req, traces, timeout)
-        protocol = connection.protocol
-        used_before.set(protocol in self._used)
-        if protocol is not None:
-            self._used.add(protocol)
+        while True:
+            connection = await super().connect(req, traces, timeout)
+            protocol = connection.protocol
+            assert protocol is not None
+            used = protocol in self._last
+            # Something came although nothing was asked: it is nobody's answer.
+            if not (used and protocol.should_close):
+                break
+            connection.close()
+        used_before.set(used)
+        sending = self._last[protocol] = Sending(clear=False)
+        if isinstance(req, TrackedRequest):
+            req.sending = sending
         return connection
+
+    def _release(self, key: Any, protocol: ResponseHandler, *, should_close: bool = False) -> None:
+        transport = protocol.transport
+        if transport is not None and transport.get_write_buffer_size():
+            # To close it would wait until upstream has read what nobody wants it to read any more.
+            protocol.abort()
+            should_close = True
+        last = self._last.get(protocol)
+        done = last is not None and last.whole and last.clear
+        super()._release(key, protocol, should_close=should_close or not done)
 
 
 def _never_arrived(method: str, body: Body, error: aiohttp.ClientError) -> bool:

@@ -29,12 +29,13 @@ ERROR = b'data: {"error":{"message":"gone","type":"upstream_broken"}}\n\n'
 def test_a_short_soak_finds_nothing_wrong(tmp_path: Path) -> None:
     """Upstream dies under load, and Redis after it, where there is one."""
     short = ["--seconds", "8", "--every", "4", "--down", "0.5", "--capacity-seconds", "1", "--share", "0.4"]
-    clients = ["--leaving", "0.2", "--slow", "0.2"]
+    clients = ["--leaving", "0.2", "--slow", "0.2", "--odd", "0.2"]
     assert main([*short, *clients, "--out", str(tmp_path)]) == 0
     summary = json.loads((tmp_path / "summary.json").read_text())
     redis = found("redis-server") is not None
     assert summary["faults"] == ({"the upstream": 1, "Redis": 1} if redis else {"the upstream": 2})
     assert summary["load"]["right"] and summary["load"]["left"] and summary["load"]["slow"]
+    assert summary["load"]["odd"]
     assert all(check["holds"] for check in summary["checks"])
 
 

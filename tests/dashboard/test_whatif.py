@@ -45,6 +45,23 @@ def test_it_says_what_tuning_says() -> None:
             assert choice["summary"] == pytest.approx(expected.summary.as_dict())
 
 
+@pytest.mark.parametrize(
+    ("governance", "setting"),
+    [
+        ({}, "margin=0.9"),
+        ({"thresholds": {"margin": 0.8}}, "margin=0.8"),
+        ({"policy": "threshold", "parameters": {"margin": 0.5}}, "margin=0.5"),
+        ({"policy": "cap", "parameters": {"calls": 3}}, "calls=3"),
+        ({"policy": "rules"}, "-"),
+        ({"policy": "calibrated"}, "max_harm=0.02"),
+    ],
+)
+def test_the_setting_in_force_is_the_configured_one(governance: dict[str, Any], setting: str) -> None:
+    """The rows are settings that were tried: none of them is in force because its policy is."""
+    found = answer(question(records=TRAFFIC[:30], governance=GovernanceSettings(**governance)))
+    assert found["setting"] == setting
+
+
 def test_a_looser_bound_never_saves_less() -> None:
     """The slider goes one way, and so does what it allows; at its loose end something is certified."""
     points = answer(question())["points"]

@@ -99,6 +99,22 @@ def test_needed_calls_and_those_with_an_effect_are_run(engine: Engine, framework
     assert told["enforce", stream, NOTED]["notes"] == ["Tegucigalpa"]
 
 
+async def test_the_agents_sdk_without_the_line_of_the_readme_is_not_governed_and_seen(
+    engine: Engine, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It speaks the Responses API by default: its requests pass as they are, are counted, and told once."""
+    if not PYTHON.exists():
+        pytest.skip("the agent frameworks are not installed: run scripts/clients (make clients)")
+    async with proxied(engine.url, "enforce", call_start_id=None, **SETTINGS) as proxy:
+        jobs = [{"url": f"{proxy.url}/v1", "stream": False, "question": UNKNOWN}]
+        (line,) = await _run("openai_agents_default", jobs)
+        assert proxy.metric("governor_ungoverned_requests_total", reason="responses_api") >= 1
+        assert proxy.metric("governor_requests_total", route="chat", code="200") == 0
+    assert json.loads(line)["answer"].strip() == "The capital of Honduras is Tegucigalpa."
+    warnings = [record for record in caplog.records if "not governed" in record.getMessage()]
+    assert len(warnings) == 1 and "set_default_openai_api" in warnings[0].getMessage()
+
+
 @cache
 def played(engine_url: str, framework: str) -> Played:
     """Starting a framework takes seconds: one process has all of its conversations."""

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cache
 from random import Random
 from typing import Any, Final
 
 from tests.fuzz import mutations
+from tests.server.framings import ARRIVING, CUT, REFUSED, Framed, Request, framed
 from tests.server.scripted_upstream import ABORT, CLOSE, EVENTS, HANG, JSON, Answer, Piece
 from tests.wire import recorded as wire
 from tests.wire.generated import Generated, chat, made
@@ -40,6 +41,19 @@ PROBES: Final = (
 )
 
 
+CHAT: Final = "/v1/chat/completions"
+TARGETS: Final = (
+    CHAT,
+    CHAT,
+    CHAT,
+    "//v1/chat/completions",
+    "/v1/chat%2Fcompletions",
+    "/v1/embeddings",
+    "/v1/a;b?c",
+)
+METHODS: Final = ("POST", "POST", "POST", "PUT", "GET", "DELETE", "OPTIONS")
+
+
 @dataclass(frozen=True, slots=True)
 class Case:
     """`body` is the client's, `first` upstream's answer to it, `later` those to whatever is asked beside it.
@@ -51,7 +65,9 @@ class Case:
     first: Sequence[Answer]
     later: Sequence[Answer]
     leaves: int | None = None
-    notes: list[str] = field(default_factory=list)
+    framed: Framed | None = None
+    """As it stands on the wire, where it is sent in a framing of its own."""
+    target: str = CHAT
 
     def as_dict(self) -> dict[str, Any]:
         """JSON-ready, to be read by people."""
@@ -60,6 +76,7 @@ class Case:
             "body": self.body.decode("latin-1"),
             "headers": self.headers,
             "leaves": self.leaves,
+            "framed": None if self.framed is None else [self.framed.name, self.framed.raw.decode("latin-1")],
             "first": [_told(answer) for answer in self.first],
             "later": [_told(answer) for answer in self.later],
         }
@@ -88,7 +105,19 @@ def case(seed: int, number: int) -> Case:
     first = [_mishap(random, answer) for _ in range(2)]
     later = [_later(random) for _ in range(FOLLOWING)]
     leaves = random.randrange(2000) if random.random() < 0.08 else None
-    return Case(f"{seed}:{number}", body, headers, first, later, leaves)
+    return _framed(Case(f"{seed}:{number}", body, headers, first, later, leaves))
+
+
+def _framed(case: Case) -> Case:
+    """The same case, or one whose request is sent as its client frames it. Drawn apart, so that the numbers
+    of the others stay what they were."""
+    random = Random(f"{case.name}:framing")
+    if case.leaves is not None or random.random() > 0.15:
+        return case
+    method, target = random.choice(METHODS), random.choice(TARGETS)
+    name = random.choice(tuple(random.choice((ARRIVING, ARRIVING, REFUSED, CUT))))
+    request = framed(name, Request(method, target, case.headers, case.body), random)
+    return replace(case, framed=request, target=target)
 
 
 def _pair(random: Random) -> tuple[dict[str, Any], Answer]:

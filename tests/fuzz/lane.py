@@ -6,8 +6,9 @@ import asyncio
 import logging
 from collections import Counter, deque
 from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
+from unittest.mock import patch
 
 import aiohttp
 from opentelemetry.sdk.metrics.export import InMemoryMetricReader
@@ -15,16 +16,22 @@ from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
 from yarl import URL
 
+from governor_server import upstream as connections
 from governor_server.current import current
 from governor_server.tracing.tracing import Tracing
 from tests.fuzz.cases import Case
-from tests.fuzz.verdict import Seen, wrong
+from tests.fuzz.verdict import Seen, wrong, wrong_framing
+from tests.server.framings import Fate, Framed
 from tests.server.scripted_upstream import Answer, Proxied, Received, ScriptedUpstream, proxied, scripted
+from tests.server.two_tenants import Wire
 
 DEADLINE_S = 60.0
 """Of one case. The longest that a case may wait for by its settings is a third of that."""
 READ_TIMEOUT_S = 4.0
 PROBE_TIMEOUT_S = 2.0
+LAST_MOMENT_S = 2.0
+"""How long the proxy waits here for the end of a body that has said `[DONE]`. On a busy machine upstream may
+break off after the tenth of a second that it waits elsewhere, and the client's answer is whole then."""
 EXPECTED = ("failing open in", "upstream http", "ASGI callable returned without completing response")
 """Lines of the log that say what is to be said: garbage came, and the client has what it would have had; or
 upstream broke off, and so does our answer."""
@@ -99,9 +106,24 @@ class Lane:
         if seen is None:
             return ""
         acted = self._withheld() > before
-        return wrong(case, seen, self.upstream.received, self.upstream.given, acted)
+        judge = wrong if case.framed is None else wrong_framing
+        return judge(case, seen, self.upstream.received, self.upstream.given, acted)
 
     async def _ask(self, case: Case) -> Seen | None:
+        return await (self._ask_as_usual(case) if case.framed is None else self._ask_framed(case.framed))
+
+    async def _ask_framed(self, framed: Framed) -> Seen:
+        async with Wire.to(self.proxy.url) as wire:
+            wire.writer.write(framed.raw)
+            if framed.fate is Fate.BREAKS_OFF:
+                wire.end()
+            try:
+                seen = await wire.answer(head_only=framed.method == "HEAD")
+            except (ConnectionError, asyncio.IncompleteReadError) as error:
+                return Seen(0, [], b"", False, repr(error))
+        return Seen(seen.status, [], seen.body, seen.whole)
+
+    async def _ask_as_usual(self, case: Case) -> Seen | None:
         body, status = b"", 0
         headers: Mapping[str, str] = {}
         url = URL(f"{self.proxy.url}/v1/chat/completions")
@@ -134,19 +156,21 @@ class Lane:
 @asynccontextmanager
 async def lane(mode: str, complaints: Complaints) -> AsyncIterator[Lane]:
     """A lane that runs."""
-    async with (
-        scripted(kind=Played) as upstream,
-        proxied(
-            upstream,
-            mode,
-            tools={"read_only": ["lookup", "find*", "get_*"], "effectful": ["book"]},
-            upstream={"read_timeout_s": READ_TIMEOUT_S},
-            probe={"timeout_s": PROBE_TIMEOUT_S},
-            experiment={"holdout": 0, "exploration": 0.1, "labels": 0.3},
-            pruning={"policy": "low_value", "min_tokens": 0},
-            limits={"max_held_bytes": 64 * 1024},
-        ) as proxy,
-    ):
+    async with AsyncExitStack() as stack:
+        stack.enter_context(patch.object(connections, "LAST_MOMENT_S", LAST_MOMENT_S))
+        upstream = await stack.enter_async_context(scripted(kind=Played))
+        proxy = await stack.enter_async_context(
+            proxied(
+                upstream,
+                mode,
+                tools={"read_only": ["lookup", "find*", "get_*"], "effectful": ["book"]},
+                upstream={"read_timeout_s": READ_TIMEOUT_S},
+                probe={"timeout_s": PROBE_TIMEOUT_S},
+                experiment={"holdout": 0, "exploration": 0.1, "labels": 0.3},
+                pruning={"policy": "low_value", "min_tokens": 0},
+                limits={"max_held_bytes": 64 * 1024},
+            )
+        )
         assert isinstance(upstream, Played)
         tracing = Tracing(
             Nowhere(),

@@ -7,12 +7,13 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
-
-import orjson
+from urllib.parse import unquote
 
 from governor.request import ClientView, untouched
-from governor_server import sse
+from governor_server import exact_json, sse
+from governor_server.paths import is_chat
 from tests.fuzz.cases import Case
+from tests.server.framings import Fate
 from tests.server.scripted_upstream import EVENTS, HANG, Accident, Answer, Received
 
 TOP_LOGPROBS = 20
@@ -74,11 +75,33 @@ def wrong(case: Case, seen: Seen, received: Sequence[Received], given: Sequence[
     return whole_differs(seen.body, sent, view)
 
 
+def wrong_framing(
+    case: Case, seen: Seen, received: Sequence[Received], given: Sequence[Answer], acted: bool
+) -> str:
+    """The same of a request that was sent in a framing of its own: what upstream must not hear of it did not,
+    and what it must got there byte for byte."""
+    assert (framed := case.framed) is not None
+    asked = [request for request in received if request.header("x-request-id") is not None]
+    if framed.fate is not Fate.ARRIVES:
+        if asked:
+            return f"{framed.name}: upstream was asked"
+        if framed.fate is Fate.BREAKS_OFF and not seen.status:
+            return ""
+        return "" if seen.status >= 400 and is_error(seen.body) else f"{framed.name}: status {seen.status}"
+    if not asked:
+        return f"{framed.name}: status {seen.status}, and upstream not asked"
+    if asked[-1].method != framed.method or asked[-1].target != case.target:
+        return f"{framed.name}: upstream was asked {asked[-1].method} {asked[-1].target}"
+    if governed(case) is None and asked[-1].body != framed.body:
+        return f"{framed.name}: upstream got another body"
+    return wrong(case, seen, received, given, acted)
+
+
 def is_probe(request: Received) -> bool:
     """Whether a request upstream got is one for a forced answer."""
     try:
-        body = orjson.loads(request.body)
-    except orjson.JSONDecodeError:
+        body = exact_json.loads(request.body)
+    except ValueError:
         return False
     return bool(body.get("tool_choice") == "none" and body.get("stream") is False and body.get("logprobs"))
 
@@ -117,9 +140,11 @@ def sent_of(answer: Answer) -> bytes:
 
 def governed(case: Case) -> ClientView | None:
     """What the client asked for, None where its request goes through as it is."""
+    if case.framed is not None and not (case.framed.method == "POST" and is_chat(unquote(case.target))):
+        return None
     try:
-        body = orjson.loads(case.body)
-    except orjson.JSONDecodeError:
+        body = exact_json.loads(case.body)
+    except ValueError:
         return None
     if case.headers.get("x-governor") == "off" or untouched(body) is not None:
         return None
@@ -132,9 +157,9 @@ def governed(case: Case) -> ClientView | None:
 def is_error(body: bytes) -> bool:
     """Whether a body is an error in the shape of the API."""
     try:
-        error = orjson.loads(body)["error"]
+        error = exact_json.loads(body)["error"]
         return isinstance(error["message"], str) and isinstance(error["type"], str)
-    except (orjson.JSONDecodeError, KeyError, TypeError):
+    except (KeyError, TypeError, ValueError):
         return False
 
 
@@ -152,7 +177,7 @@ def split(body: bytes) -> tuple[list[bytes], bytes]:
         # A comment overtakes what is held back: it says that somebody is there.
         if event.data is not None:
             events.append(event.raw)
-        if event.data == sse.DONE:
+        if event.data is not None and sse.is_done(event.data):
             return events, b""
     return events, reader.rest()
 
@@ -163,7 +188,7 @@ def parsed(event: bytes, view: ClientView = ALL) -> Any:
         if found.data is not None:
             try:
                 return read(found.data, view)
-            except orjson.JSONDecodeError:
+            except ValueError:
                 return None
     return None
 
@@ -189,13 +214,13 @@ def seen_as(event: bytes, view: ClientView) -> tuple[bool, Any]:
 
 def read(body: bytes, view: ClientView) -> Any:
     """The JSON of a body; where that is none, without its logprobs, if the client does not get them. Raises
-    `orjson.JSONDecodeError`."""
+    ValueError."""
     try:
-        return orjson.loads(body)
-    except orjson.JSONDecodeError:
+        return exact_json.loads(body)
+    except ValueError:
         if view.logprobs:
             raise
-        return orjson.loads(LOGPROBS.sub(b'"logprobs":{"content":[0]}', body))
+        return exact_json.loads(LOGPROBS.sub(b'"logprobs":{"content":[0]}', body))
 
 
 def stream_differs(seen: Seen, sent: bytes, view: ClientView) -> str:
@@ -227,8 +252,8 @@ def stream_differs(seen: Seen, sent: bytes, view: ClientView) -> str:
 def whole_differs(body: bytes, sent: bytes, view: ClientView) -> str:
     """The same response, without the logprobs that nobody asked for."""
     try:
-        response, got = read(sent, view), stripped(orjson.loads(body))
-    except orjson.JSONDecodeError:
+        response, got = read(sent, view), stripped(exact_json.loads(body))
+    except ValueError:
         return "not the bytes that upstream sent"
     return "" if got in (response, view.response(response)) else "another response than upstream's"
 
@@ -243,8 +268,8 @@ def well_formed(body: bytes, sent: Sequence[bytes]) -> str:
     """Where calls were withheld: JSON, or what upstream sent."""
     if body.startswith(b"{"):
         try:
-            orjson.loads(body)
-        except orjson.JSONDecodeError:
+            exact_json.loads(body)
+        except ValueError:
             return "a body that is no JSON"
         return ""
     events, rest = split(body)

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from governor.calls import ToolCall, ToolEffect
-from governor.conversation import ExecutedCall, Outcome
+from governor.conversation import ExecutedCall
 from governor.decision import Reason
 from governor.policies import (
     NEED_PROBE,
@@ -22,6 +22,7 @@ from governor.policies import (
     Verdict,
 )
 from governor.probe import ProbeAnswer
+from governor.results import Outcome
 
 BASELINES: list[Policy] = [CapPolicy(0), IdenticalPolicy(1), TasrPolicy(-1.0), MeanEntropyPolicy(9.0)]
 """As aggressive as they get."""

@@ -10,12 +10,13 @@ from hypothesis import strategies as st
 
 from governor.calls import ToolCall, ToolEffect
 from governor.certificate import Certificate
-from governor.conversation import ExecutedCall, Outcome
+from governor.conversation import ExecutedCall
 from governor.decision import Action, Decision, Reason
 from governor.gate import CallFacts, Gate, SignalWeight, ToolWeights, rules_of
 from governor.policies.calibrated import CalibratedPolicy
 from governor.policies.policy import NEED_PROBE, Evidence, Verdict
 from governor.probe import ProbeAnswer
+from governor.results import Outcome
 from governor.rules import Budgets, RuleSettings
 
 CERTIFICATE = Certificate(0.05, 400, 2, 0, 300, 0.018, 0.02, 0.95, 1)

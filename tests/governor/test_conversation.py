@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 
 from governor.calls import ToolCall, ToolCatalog, ToolEffect
 from governor.conversation import (
-    Outcome,
     answered_calls,
     executed_calls,
     last_question,
@@ -20,6 +19,7 @@ from governor.conversation import (
     withheld_signatures,
 )
 from governor.notices import NOTICE_CONFIDENT, NOTICE_REPEATED, NOTICES, is_notice, notice_for
+from governor.results import Outcome
 
 CATALOG = ToolCatalog(read_only=("lookup", "search"), effectful=("send",))
 
@@ -81,7 +81,8 @@ def test_the_calls_with_results_come_in_the_order_in_which_they_were_made() -> N
         ("b", "send", False),
     ]
     *_, later = answered_calls([*messages, told("b", "found")])
-    assert (later.call.id, later.call.name, later.fresh, later.outcome) == ("b", "search", True, Outcome.OK)
+    assert (later.call.id, later.call.name, later.fresh) == ("b", "search", True)
+    assert later.outcome() is Outcome.OK
     assert later.key not in {call.key for call in calls}
 
 

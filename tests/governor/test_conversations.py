@@ -25,9 +25,9 @@ GATE = Gate(
     created=0.0,
     attempt=1,
     signals=(
-        SignalWeight("probe_least_margin", "identity", 0.5, 0.1, -1.0),
-        SignalWeight("calls_of_tool", "identity", 1.0, 1.0, -0.2),
-        SignalWeight("last_reduction", "identity", 0.0, 1.0, 0.3),
+        SignalWeight("probe_least_margin", "identity", 0.5, 0.4, -0.5),
+        SignalWeight("calls_of_tool", "identity", 1.0, 1.0, -1.0),
+        SignalWeight("last_reduction", "identity", 0.0, 1.0, 1.0),
     ),
     intercept=0.0,
     tools={"lookup": ToolWeights("s", 50), "find": ToolWeights("s", 50)},
@@ -37,11 +37,11 @@ GATE = Gate(
     certificate=CERTIFICATE,
 )
 
-numbers = st.sampled_from([None, 0.0, 0.3, 1.0, 2.0])
+numbers = st.sampled_from([None, 0.0, 0.3, 1.0, 2.0, 3.0])
 probes = st.none() | st.builds(
     ProbeAnswer,
-    text=st.sampled_from(["", "Oslo", "Rome"]),
-    finished=st.booleans(),
+    text=st.sampled_from(["Oslo", "Rome", "Lima", ""]),
+    finished=st.sampled_from([True, True, True, False]),
     mean_entropy=st.sampled_from([0.1, 0.5]),
     max_entropy=st.just(0.5),
     least_margin=st.sampled_from([0.1, 0.5, 0.9]),
@@ -95,7 +95,7 @@ def calls(draw: st.DrawFn) -> CallRecord:
     )
 
 
-logs = st.lists(calls(), max_size=12)
+logs = st.lists(calls(), max_size=8)
 thresholds = st.sampled_from([0.2, 0.4, 0.5, 0.6, 0.8])
 
 

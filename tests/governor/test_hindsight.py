@@ -66,7 +66,7 @@ def observed(turns: Sequence[Played], policy: Policy) -> list[CallRecord]:
 called = st.tuples(
     st.sampled_from(["lookup", "lookup", "lookup", "lookup", "book", "other"]),
     st.sampled_from(["a", "a", "a", "b"]),
-    st.sampled_from(["31 C", "31 C", "32 C", "", "Error: no", "Error: timed out"]),
+    st.sampled_from(["31 C", "31 C", "32 C", "", "pending", "Error: no", "Error: timed out"]),
 )
 played = st.builds(
     Played,

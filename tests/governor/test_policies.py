@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from governor.calls import ToolCall, ToolEffect
-from governor.conversation import ExecutedCall, Outcome
+from governor.conversation import ExecutedCall
 from governor.decision import Reason
 from governor.governance import Governance
 from governor.policies import (
@@ -22,6 +22,7 @@ from governor.policies import (
     Verdict,
 )
 from governor.probe import ProbeAnswer
+from governor.results import Outcome
 from governor.rules import Budgets, RuleSettings
 
 CALL = ToolCall("call_1", 0, "lookup", "{}")

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from governor.calls import CallSignature, ToolCall, ToolCatalog
-from governor.conversation import Outcome, executed_calls
+from governor.conversation import executed_calls
 from governor.notices import NOTICE_REPEATED
 from governor.pruning import (
     PruneSettings,
@@ -25,6 +25,7 @@ from governor.pruning import (
     prune,
     stub_for,
 )
+from governor.results import Outcome
 
 CATALOG = ToolCatalog(read_only=("lookup", "search"), effectful=("send",))
 

@@ -11,7 +11,7 @@ import pytest
 
 from governor.calls import schemas_of
 from governor.certificate import Certificate
-from governor.conversation import Outcome, executed_calls
+from governor.conversation import executed_calls
 from governor.decision import Action, Decision, Mode, Reason
 from governor.exchange import Ask, Exchange
 from governor.experiment import Arm, Experiment
@@ -20,6 +20,7 @@ from governor.governance import Governance
 from governor.judge import NoProbe
 from governor.policies import CalibratedPolicy, ObservePolicy, RulesPolicy, policy
 from governor.records import CallRecord
+from governor.results import Outcome
 from governor.rules import RuleSettings
 from tests.governor.test_exchange import (
     BOOK,
@@ -38,6 +39,7 @@ from tests.governor.test_exchange import (
 from tests.wire.generated import Generated, chat, made
 
 RULES = replace(ENFORCE, policy=RulesPolicy())
+VOLATILE = replace(RULES, catalog=CATALOG.with_volatile(["lookup"]))
 CALLING = Generated(calls=[NORWAY])
 
 
@@ -138,6 +140,8 @@ SCENES: Mapping[Reason, Callable[[], Sequence[Decision]]] = {
     Reason.UNKNOWN_TOOL: lambda: decided(RULES, calls=[("c1", "other", "{}")], tools=["other"]),
     Reason.ASKED_AGAIN: lambda: decided(noticed(2), *BEFORE, later=[CALLING]),
     Reason.NOTICE_LIMIT: lambda: decided(noticed(1), *history(*TWICE), later=[Generated(calls=[SWEDEN])]),
+    Reason.VOLATILE: lambda: decided(VOLATILE, *BEFORE),
+    Reason.UNFINISHED: lambda: decided(RULES, *history(numbered(NORWAY, 0), result="pending")),
     Reason.PROBE_FAILED: lambda: decided(ENFORCE, probe="timeout"),
     Reason.NO_PROBE: lambda: decided(OBSERVE, probe_when_observing=False),
     Reason.REPLACEMENT_FAILED: lambda: decided(RULES, *BEFORE, later=[None]),
@@ -238,6 +242,7 @@ RESULTS = {
     Outcome.EMPTY: "[]",
     Outcome.FAILED: "Error: no such city",
     Outcome.TRANSIENT: "Error: timed out",
+    Outcome.UNFINISHED: "pending",
     Outcome.PENDING: None,
 }
 

@@ -7,8 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from governor.calls import ToolCall, ToolEffect
-from governor.conversation import ExecutedCall, Outcome
+from governor.conversation import ExecutedCall
 from governor.decision import Reason
+from governor.results import Outcome
 from governor.rules import Budgets, Finding, RuleSettings, find
 
 SETTINGS = RuleSettings()

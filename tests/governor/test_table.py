@@ -11,9 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from governor.calls import ToolCall, ToolEffect
-from governor.conversation import ExecutedCall, Outcome
+from governor.conversation import ExecutedCall
 from governor.policies import POLICIES, Evidence, Policy, PolicyError, PolicyKind, Verdict, policy
 from governor.probe import ProbeAnswer
+from governor.results import Outcome
 
 SWEPT = [kind for kind in POLICIES.values() if kind.sweep]
 

@@ -46,8 +46,9 @@ class Player(ScriptedUpstream):
 
     async def _answer(
         self, request: Received, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
-    ) -> None:
+    ) -> bytes:
         await play(self._chosen(request), writer)
+        return b""
 
     def _chosen(self, request: Received) -> Answer:
         if request.target == "/health":

@@ -115,8 +115,9 @@ class ScriptedUpstream:
         self._tasks.add(task)
         self.connections += 1
         try:
-            while (request := await read_request(reader)) is not None:
-                await self._answer(request, reader, writer)
+            early = b""
+            while (request := await read_request(reader, early)) is not None:
+                early = await self._answer(request, reader, writer)
         except (ConnectionError, asyncio.IncompleteReadError):
             pass
         except asyncio.CancelledError:
@@ -127,7 +128,8 @@ class ScriptedUpstream:
 
     async def _answer(
         self, request: Received, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
-    ) -> None:
+    ) -> bytes:
+        """Returns what came of the next request meanwhile."""
         if request.target == "/health":
             # So that the first request of a test has a connection of its own.
             answer = Answer([b""], headers=[("connection", "close")])
@@ -140,13 +142,17 @@ class ScriptedUpstream:
         leaving = asyncio.create_task(_left(reader))
         playing = asyncio.create_task(play(answer, writer, head_only=request.method == "HEAD"))
         await asyncio.wait({leaving, playing}, return_when=asyncio.FIRST_COMPLETED)
-        if not playing.done():
+        # A client that has all of its answer may ask again before the script has come to its end.
+        if not playing.done() and not leaving.result():
             self.gone.release()
+        early = b""
         for other in (leaving, playing):
             other.cancel()
-        for other in (leaving, playing):
-            with suppress(asyncio.CancelledError, ConnectionError):
-                await other
+        with suppress(asyncio.CancelledError):
+            early = await leaving
+        with suppress(asyncio.CancelledError, ConnectionError):
+            await playing
+        return early
 
     def answer_to(self, request: Received) -> Answer:
         """The answer to a request that has just arrived."""
@@ -158,14 +164,16 @@ class ScriptedUpstream:
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
 
-async def _left(reader: asyncio.StreamReader) -> None:
-    """Returns when the client closes the connection; it sends nothing while it waits for an answer."""
+async def _left(reader: asyncio.StreamReader) -> bytes:
+    """Returns when the client closes the connection, or the first byte of its next request."""
     with suppress(ConnectionError):
-        await reader.read(1)
+        return await reader.read(1)
+    return b""
 
 
-async def read_request(reader: asyncio.StreamReader) -> Received | None:
-    head = await reader.readuntil(b"\r\n\r\n") if not reader.at_eof() else b""
+async def read_request(reader: asyncio.StreamReader, early: bytes = b"") -> Received | None:
+    """The next request, of which `early` was read already; None where the client is done."""
+    head = early + await reader.readuntil(b"\r\n\r\n") if not reader.at_eof() else b""
     if not head:
         return None
     line, *rows = head.decode("latin-1").strip().split("\r\n")
@@ -174,12 +182,19 @@ async def read_request(reader: asyncio.StreamReader) -> Received | None:
     lower = {name.lower(): value for name, value in headers}
     if lower.get("transfer-encoding") == "chunked":
         body = b""
-        while size := int(await reader.readline(), 16):
+        while size := await _chunk_size(reader):
             body += (await reader.readexactly(size + 2))[:-2]
         await reader.readline()
     else:
         body = await reader.readexactly(int(lower.get("content-length", 0)))
     return Received(method, target, headers, body)
+
+
+async def _chunk_size(reader: asyncio.StreamReader) -> int:
+    line = await reader.readline()
+    if not line:
+        raise asyncio.IncompleteReadError(line, None)
+    return int(line, 16)
 
 
 async def play(answer: Answer, writer: asyncio.StreamWriter, *, head_only: bool = False) -> None:

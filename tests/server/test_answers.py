@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from governor.tokens import Unread, tokens_from_logprobs
 from governor_server.answers import chunk, parsed
+from governor_server.sse import Event
 from tests.wire.recorded import recorded
 
 JSON = st.recursive(
@@ -84,10 +85,10 @@ def test_what_is_broken_in_the_logprobs_is_told_when_they_are_read() -> None:
 @pytest.mark.parametrize("data", [b"[]", b"[[1, 2]]", b"null", b"1"])
 def test_a_chunk_is_an_object(data: bytes) -> None:
     with pytest.raises(TypeError):
-        chunk(data, b"data: " + data + b"\n\n", parsed)
+        chunk(Event(b"data: " + data + b"\n\n", data), parsed)
 
 
 @pytest.mark.parametrize("body", [b"", b"{", b'{"choices":[{"logprobs":{"content":[{]}}]}', b"\xff"])
 def test_what_is_no_json_is_told(body: bytes) -> None:
-    with pytest.raises(orjson.JSONDecodeError):
+    with pytest.raises(ValueError):
         parsed(body)

@@ -18,6 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from governor.request import Json
+from governor_server import examination
 from governor_server.cli import main
 from governor_server.diagnosis import TIERS, Diagnosis, Finding, Prospect, Result
 from governor_server.evidence import Answer
@@ -111,8 +112,9 @@ def _json(body: Any, status: int = 200) -> Answer:
 
 
 async def diagnosed(server: Server, **options: Any) -> Diagnosis:
-    examination = Examination(server.ask, options.pop("settings", Settings()), sample=SAMPLE, **options)
-    return Diagnosis("http://upstream", await examination.findings())
+    options.setdefault("sample", SAMPLE)
+    examined = Examination(server.ask, options.pop("settings", Settings()), **options)
+    return Diagnosis("http://upstream", await examined.findings())
 
 
 def finding(diagnosis: Diagnosis, check: str) -> Finding:
@@ -209,7 +211,15 @@ async def test_a_model_that_just_answers_is_not_called_broken() -> None:
     assert finding(diagnosis, "logprobs of calls").result is SKIPPED
     assert prospects(diagnosis) == ["probably"] * 4
     assert diagnosis.exit_code == 0
-    assert "--tools" in diagnosis.fixes[0]
+    assert "The request of --tools" in diagnosis.fixes[0]
+
+
+async def test_a_sample_is_asked_for_only_where_none_was_given() -> None:
+    """Who has given one needs other advice than to give one."""
+    own = await diagnosed(Server(frozenset({"calls"})))
+    bundled = await diagnosed(Server(frozenset({"calls"})), sample=examination.SAMPLE)
+    assert any("with --tools FILE" in fix for fix in bundled.fixes)
+    assert not any("with --tools FILE" in fix for fix in own.fixes)
 
 
 @pytest.mark.parametrize("lacks", [{"bans"}, {"bans", "tokenize"}])

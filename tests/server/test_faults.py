@@ -166,18 +166,17 @@ async def test_a_chunk_that_is_none_takes_nothing_of_what_waits_with_it(choices:
     assert chunks_of(body) == [*chunks, odd]
 
 
-async def test_a_call_without_its_index_takes_nothing_of_what_is_withheld_with_it() -> None:
+async def test_a_call_at_no_place_takes_nothing_of_what_is_withheld_with_it() -> None:
     """What is to be left out of it cannot be told: so nothing is, of any of them."""
     *chunks, end = Generated(calls=[("c1", "lookup", '{"country": "Norway"}')]).chunks()
-    odd = {**chunks[0], "choices": [{"delta": {"tool_calls": [{"function": {"arguments": ""}}]}}]}
+    odd = {
+        **chunks[0],
+        "choices": [{"delta": {"tool_calls": [{"index": "x", "function": {"arguments": ""}}]}}],
+    }
     source = [*chunks, odd, end]
-    sure = answer(Generated(content="Oslo"), False)
-    async with (
-        scripted(Answer.stream(stream_bytes(source)), sure) as upstream,
-        proxied(upstream) as proxy,
-    ):
+    async with scripted(Answer.stream(stream_bytes(source))) as upstream, proxied(upstream) as proxy:
         _, _, body = await proxy.chat(chat(stream=True, logprobs=True, top_logprobs=20))
-        assert len(upstream.received) == 2
+        assert len(upstream.received) == 1
         assert proxy.metric("governor_fail_open_total", where="decision") == 1
     assert chunks_of(body) == source
     assert body.endswith(b"data: [DONE]\n\n")

@@ -30,6 +30,7 @@ from tests.wire.generated import Generated, chat, stream_bytes
 NORWAY = ("c1", "lookup", '{"country": "Norway"}')
 CALLING = Generated(content="Let me look.", calls=[NORWAY])
 SURE = Answer.whole(Generated(content="Oslo"))
+UNSURE = Answer.whole(Generated(content="Oslo", sure=0.4))
 ROUTES = pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/embeddings"])
 
 
@@ -218,6 +219,19 @@ async def test_a_call_that_is_too_long_to_hold_back_passes() -> None:
         assert proxy.metric("governor_fail_open_total", where="held_bytes") == 1
     assert assembled(body).calls == tuple(long.calls)
     assert len(upstream.received) == 1
+
+
+async def test_what_the_client_does_not_want_is_not_held_back() -> None:
+    """A long thought that is measured, and thrown away, takes none of the room for calls."""
+    thinking = Generated(reasoning="Hm. " * 200, calls=[("c1", "lookup", "{}")])
+    async with (
+        scripted(answer(thinking, True), UNSURE) as upstream,
+        proxied(upstream, limits={"max_held_bytes": 50_000}) as proxy,
+    ):
+        _, _, body = await proxy.chat(chat(stream=True, include_reasoning=False))
+        assert proxy.metric("governor_fail_open_total", where="held_bytes") == 0
+    assert (assembled(body).reasoning, assembled(body).calls) == ("", tuple(thinking.calls))
+    assert len(upstream.received) == 2
 
 
 async def test_a_response_that_is_too_long_to_hold_back_goes_on() -> None:

@@ -190,6 +190,28 @@ async def test_calls_that_upstream_mixes_up_are_not_judged(id: str) -> None:
     assert chunks_of(body) == source
 
 
+@EACH_MODE
+@pytest.mark.parametrize("mixed", [True, False], ids=["two calls at one place", "a new id with every piece"])
+async def test_what_passes_unjudged_has_no_more_than_the_client_asked_for(mixed: bool, mode: str) -> None:
+    """The governor steps aside in the middle of a stream, and what it asked for stays behind: with 20
+    logprobs a token the client would read fifty times as much."""
+    calling = replace(CALLING, calls=[BOOK, NORWAY])
+    source = calling.chunks(usage=True)
+    for number, call in enumerate(call for chunk in source for call in _calls(chunk)):
+        if mixed:
+            call["index"] = 0
+        else:
+            call["id"] = f"id-{number}"
+            call["function"].setdefault("name", "book" if call["index"] == 0 else "lookup")
+    async with scripted(served(source), SURE) as upstream, proxied(upstream, mode) as proxy:
+        _, _, body = await proxy.chat(chat(stream=True, tools=["lookup", "book"]))
+        assert proxy.metric("governor_fail_open_total", where="chunk") == 1
+    for chunk in source:
+        for choice in chunk["choices"]:
+            choice["logprobs"] = None
+    assert chunks_of(body) == [chunk for chunk in source if not chunk["choices"] or _shows(chunk)]
+
+
 async def test_the_indices_of_a_whole_response_do_not_matter() -> None:
     """Some servers write index 0 into each call of a whole response, too."""
     response = Generated(calls=[BOOK, NORWAY]).response()

@@ -14,8 +14,9 @@ import pytest
 from benchmarks.conversations import COURSE, MODES, SCHEMES, Model, calls, converse, settled
 from governor.records import CallRecord
 from tests.server.bodies import answer, assembled
-from tests.server.scripted_upstream import Answer, Proxied, proxied, scripted
-from tests.wire.generated import Generated, chat, made
+from tests.server.scripted_upstream import EVENTS, HANG, Answer, Proxied, proxied, scripted
+from tests.server.waiting import eventually
+from tests.wire.generated import Generated, chat, made, stream_bytes
 
 BOTH = pytest.mark.parametrize("stream", [False, True])
 QUESTION = {"role": "user", "content": "Question 1: which country is it?"}
@@ -79,20 +80,21 @@ async def test_two_users_who_ask_the_same_stay_apart(mode: str) -> None:
 
 @BOTH
 async def test_a_client_that_leaves_with_its_message_cancels_no_review(stream: bool) -> None:
-    """It has what it wanted, and closes the connection; what came of its results is measured still."""
-    async with slow("observe") as (proxy, release):
+    """It has what it wanted, and closes the connection, in a stream before upstream has said that it is done.
+    The record was there before the end of the message; what came of it is measured still."""
+    call = Generated(calls=[("", "lookup", '{"of": "a"}')])
+    end = Answer([stream_bytes(call.chunks(), done=False), HANG], headers=(EVENTS,), length=False)
+    calling = end if stream else Answer.whole(call)
+    async with scripted(calling, Answer.whole(OSLO)) as upstream, proxied(upstream, "observe") as proxy:
+        store = proxy.app.store
         async with proxy.client.post("/v1/chat/completions", json=chat(QUESTION, stream=stream)) as response:
             received = b""
             while b'"finish_reason":"tool_calls"' not in received:
                 received += await response.content.readany()
+            (record,) = store.recent(9)
             response.close()
-        async with asyncio.timeout(10):
-            while not proxy.app.proxy.reviews:  # noqa: ASYNC110
-                await asyncio.sleep(0.01)
-        release.set()
-        await settled([proxy])
-        (record,) = proxy.app.store.recent(9)
-    assert record.judged and record.probe_before is not None
+        await eventually(lambda: store.latest(record).judged)
+        assert store.latest(record).probe_before is not None
 
 
 async def test_a_client_that_shortens_its_history_keeps_its_conversation() -> None:

@@ -63,7 +63,7 @@ def governed() -> list[CallRecord]:
     records = []
     for record in logs.traffic(20):
         number = int(record.conversation.rpartition(" ")[2])
-        fields: dict[str, Any] = {"created": now - 3600 * number + record.step, "arm": "holdout"}
+        fields: dict[str, Any] = {"created": now - 60 - 3600 * number + record.step, "arm": "holdout"}
         if number % 2:
             fields["arm"] = "governed"
             if record.step == 2:

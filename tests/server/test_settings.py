@@ -103,6 +103,37 @@ def test_a_mistake_is_one_line_that_names_the_key_and_the_file(
         assert part in message
 
 
+def test_all_mistakes_are_told_at_once_each_with_its_line(tmp_path: Path) -> None:
+    """Whoever mends a file one mistake a start has many starts before him."""
+    text = """\
+server:
+  prot: 1
+governance:
+  mode: enforec
+  thresholds:
+    margin: 2
+auth:
+  keys:
+    - {tenant: acme, sha256: short}
+zzz: 1
+"""
+    first, *rest = failure(text, {"GOVERNOR_PROBE__MAX_TOKENS": "x"}, tmp_path=tmp_path).split("\n  ")
+    assert first == "6 mistakes in the settings:"
+    told = {line.split(" (from ")[0].removeprefix("unknown setting "): line for line in rest}
+    places = {"server.prot": 2, "governance.mode": 4, "governance.thresholds.margin": 6, "zzz": 10}
+    assert set(told) == {*places, "auth.keys.0.sha256", "probe.max_tokens"}
+    for name, line in places.items():
+        assert f"governor.yaml, line {line})" in told[name]
+    assert "governor.yaml, line 9)" in told["auth.keys.0.sha256"]
+    assert "(from the environment)" in told["probe.max_tokens"]
+
+
+def test_all_misspelt_variables_are_told_at_once(tmp_path: Path) -> None:
+    """As all mistakes of a file are."""
+    message = failure(environ={"GOVERNOR_SERVR__PORT": "1", "GOVERNOR_PROB__X": "1"}, tmp_path=tmp_path)
+    assert "GOVERNOR_SERVR__PORT" in message and "GOVERNOR_PROB__X" in message
+
+
 @pytest.mark.parametrize(
     ("environ", "part"),
     [

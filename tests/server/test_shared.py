@@ -324,7 +324,7 @@ async def _complete(proxy: Proxied, conversation: str) -> list[dict[str, Any]]:
 def test_the_client_of_redis_is_an_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     """Its absence is told in a line that says how to get it."""
     monkeypatch.setitem(sys.modules, "redis", None)
-    with pytest.raises(SettingsError, match=r"pip install 'tool-governor\[redis\]'"):
+    with pytest.raises(SettingsError, match=r"pip install '.\[redis\]'"):
         Shared("redis://127.0.0.1")
 
 

@@ -352,7 +352,7 @@ def test_without_the_extra_an_endpoint_is_an_error_that_names_it(monkeypatch: py
     """OpenTelemetry is no dependency of the proxy."""
     monkeypatch.delitem(sys.modules, "governor_server.tracing.tracing")
     monkeypatch.setitem(sys.modules, "opentelemetry.sdk.trace", None)
-    with pytest.raises(SettingsError, match=r"pip install 'tool-governor\[otel\]'"):
+    with pytest.raises(SettingsError, match=r"pip install '.\[otel\]'"):
         application.tracing_kind()
 
 

@@ -175,6 +175,27 @@ def test_with_too_little_it_says_how_much_more(tmp_path: Path, capsys: pytest.Ca
     assert as_json(capsys, enough)["recommended"] != "observe"
 
 
+@pytest.mark.parametrize("conversations", [20, 60, 100])
+def test_where_more_is_needed_the_row_is_the_setting_that_needs_it(
+    conversations: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Not a bolder one that no amount of traffic would certify."""
+    log = logs.store(tmp_path / "records.db", logs.traffic(conversations))
+    found = as_json(capsys, log, "--max-harm", "0.05")
+    lacking = [entry for entry in found["policies"] if entry["more_conversations"]]
+    assert lacking
+    for entry in lacking:
+        assert entry["summary"]["harmful"] <= 0.05 * entry["summary"]["labelled"]
+    nearest = min(lacking, key=lambda entry: entry["more_conversations"])
+    assert f"About {nearest['more_conversations']} more labelled ones are needed for " in found["says"]
+    parameter, _, value = (
+        found["says"].partition(f"for {nearest['policy']} with ")[2].partition(",")[0].partition("=")
+    )
+    assert nearest["parameters"][parameter] == float(value)
+    enough = logs.store(tmp_path / "more.db", logs.traffic(conversations + nearest["more_conversations"]))
+    assert by_name(as_json(capsys, enough, "--max-harm", "0.05"))[nearest["policy"]]["certified"]
+
+
 def test_without_labels_it_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """More traffic of the same kind would not help."""
     records = [replace(record, probe_after=None) for record in logs.traffic(300)]
@@ -227,7 +248,7 @@ def test_without_scikit_learn_the_others_are_still_tuned(
     """And it says what to install."""
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     output = tuned(capsys, log, "--max-harm", "0.05")
-    assert "pip install 'tool-governor[calibration]'" in output
+    assert "pip install '.[calibration]'" in output
     assert "Recommended: " in output
     assert "Recommended: observe" not in output
 

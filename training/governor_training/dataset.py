@@ -71,33 +71,40 @@ class Row:
 
 
 class DatasetEnvironment:
-    """The rows as tasks, with the module's functions as tools."""
+    """The rows as tasks, with the module's functions as tools. A score of at least `right` counts as 1."""
 
     def __init__(
-        self, name: str, rows: Sequence[Row], tools: ToolModule, scorer: Scorer, model_name: str = ""
+        self,
+        name: str,
+        rows: Sequence[Row],
+        tools: ToolModule,
+        scorer: Scorer,
+        model_name: str = "",
+        *,
+        right: float = 1.0,
     ) -> None:
         self.name, self.model_name = name, model_name
         self.read_only, self.effectful = tools.read_only, tools.effectful
-        self._rows, self._tools, self._scorer = rows, tools, scorer
+        self._rows, self._tools, self._scorer, self._right = rows, tools, scorer, right
 
     def tasks(self, count: int, seed: int, split: Split) -> Sequence[Task]:
         rows = [row for row in self._rows if row.split is split]
         if count > len(rows):
-            raise NotEnoughTasks(
-                f"the data set {self.name} has {len(rows)} rows of the split {split.value}; asked for {count}"
-            )
+            message = f"the data set {self.name} has {len(rows)} {split.value} rows; asked for {count}"
+            raise NotEnoughTasks(message, len(rows))
         return [self._task(row) for row in random.Random(seed).sample(rows, count)]
 
     def toolbox(self, task: Task) -> Toolbox:
         return self._tools
 
     def score(self, task: Task, answer: str, toolbox: Toolbox) -> float:
-        """The best score against one of the right answers. Raises `DatasetError` for one outside [0, 1]."""
+        """The best score against one of the right answers, 1 where that is good enough. Raises `DatasetError`
+        for one outside [0, 1]."""
         row: Row = task.data
         score = max(float(self._scorer(answer, right)) for right in row.answers)
         if not 0.0 <= score <= 1.0:
             raise DatasetError(f"the scorer gave {score} for the task {task.id}: it must be in [0, 1]")
-        return score
+        return 1.0 if score >= self._right else score
 
     def _task(self, row: Row) -> Task:
         system: list[Message] = [{"role": "system", "content": self._tools.system}]
@@ -259,6 +266,10 @@ def normalised(text: str) -> str:
 
 
 SCORERS: Mapping[str, Scorer] = {"exact": exact, "contains": contains, "f1": f1}
+
+RIGHT_FROM: Mapping[str, float] = {"f1": 0.5}
+"""The score from which an answer counts as right, unless the user says another; 1 for all other scorers. An
+answer with half of its words wrong, or twice as long as needed, is about the worst that passes."""
 
 
 def scorer(text: str) -> Scorer:

@@ -75,4 +75,20 @@ class Environment(Protocol):
 
 
 class NotEnoughTasks(Exception):
-    """An environment has fewer tasks of a split than were asked for."""
+    """An environment has fewer tasks of a split than were asked for: `available`, None where it does not
+    say how many."""
+
+    def __init__(self, message: str, available: int | None = None) -> None:
+        super().__init__(message)
+        self.available = available
+
+
+def available(environment: Environment, wanted: int, seed: int, split: Split) -> int:
+    """How many tasks there are, up to `wanted`. Raises `NotEnoughTasks` where the environment is silent."""
+    try:
+        environment.tasks(wanted, seed, split)
+    except NotEnoughTasks as error:
+        if error.available is None:
+            raise
+        return error.available
+    return wanted

@@ -17,10 +17,11 @@ from types import TracebackType
 from typing import Self
 
 from governor_training.environment import Environment
-from governor_training.errors import StartFailed
+from governor_training.errors import StartFailed, Unreachable
 
 START_TIMEOUT_S = 900.0
 STOP_TIMEOUT_S = 30.0
+REACH_TIMEOUT_S = 10.0
 ENV_PREFIX = "GOVERNOR_"
 SEQUENCES = 16
 """At the same time in the engine."""
@@ -64,8 +65,10 @@ class Stack:
         return self._served.vocab_size or _vocabulary(self._served.model)
 
     def __enter__(self) -> Self:
-        """Raises `StartFailed`."""
-        if not self._served.upstream:
+        """Raises `StartFailed`, and `Unreachable` where the server that runs already does not."""
+        if self._served.upstream:
+            _reach(self.engine)
+        else:
             try:
                 self._start_engine()
             except BaseException:
@@ -129,6 +132,18 @@ class Stack:
                 child.wait()
         self._children.clear()
         self._engine = None
+
+
+def _reach(url: str) -> None:
+    """A governor waits for its upstream; whoever measures should not."""
+    try:
+        urllib.request.urlopen(f"{url}/health", timeout=REACH_TIMEOUT_S).close()
+    except urllib.error.HTTPError:
+        return  # It answers.
+    except (OSError, ValueError) as error:
+        raise Unreachable(
+            f"nothing answers at {url}: {error} (start that server, or correct --upstream)"
+        ) from None
 
 
 def _wait(url: str, child: subprocess.Popen[bytes]) -> None:

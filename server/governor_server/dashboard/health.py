@@ -36,6 +36,7 @@ class Health:
             "upstream_failures": _by(samples["governor_upstream_failures_total"], "reason"),
             "fail_open": _by(samples["governor_fail_open_total"], "where"),
             "refused": _by(samples["governor_refused_requests_total"], "reason"),
+            "ungoverned": _by(samples["governor_ungoverned_requests_total"], "reason"),
             "probe_failures": _by(samples["governor_probe_failures_total"], "reason"),
             "missing_logprobs": _sum(samples["governor_missing_logprobs_total"]),
             "store_errors": _sum(samples["governor_store_errors_total"]),

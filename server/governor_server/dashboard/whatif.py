@@ -8,7 +8,6 @@ a lower priority: a thread would take turns with the requests.
 from __future__ import annotations
 
 import asyncio
-import importlib.util
 import os
 import pickle
 import struct
@@ -30,10 +29,10 @@ from governor.policies import CalibratedPolicy
 from governor.records import CallRecord
 from governor.rules import RuleSettings
 from governor.standing import Standing
-from governor_server import policies
+from governor_server import extras, policies
 from governor_server.replay import Recorded
 from governor_server.settings import GovernanceSettings
-from governor_server.tune import Aim, ByModel, Trials, Tuned, chosen, own_parameters, recommended
+from governor_server.tune import CALIBRATED, Aim, ByModel, Trials, Tuned, chosen, own_parameters, recommended
 
 BOUNDS: Final = (
     0.001, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.015, 0.02, 0.025, 0.03, 0.04, 0.05, 0.06, 0.08, 0.1, 0.12,
@@ -155,6 +154,7 @@ def answer(question: Question) -> dict[str, Any]:
         )
     return {
         "policy": question.governance.policy,
+        "setting": in_force(question),
         "max_harm": question.max_harm,
         "confidence": question.confidence,
         "conversations": len(recorded.conversations),
@@ -162,6 +162,19 @@ def answer(question: Question) -> dict[str, Any]:
         "labelled": sum(call.label is not None for calls, _ in recorded.conversations for call in calls),
         "points": points,
     }
+
+
+def in_force(question: Question) -> str:
+    """The setting of the configured policy, as the choices write it: theirs is another one."""
+    governance = question.governance
+    if governance.policy == CALIBRATED:
+        return f"max_harm={question.max_harm:g}"
+    sweep = policies.kind(governance.policy).sweep
+    if sweep is None:
+        return "-"
+    own = governance.thresholds.model_dump() if governance.policy == "threshold" else {}
+    value = {**own, **governance.parameters}.get(sweep.parameter, sweep.default)
+    return f"{sweep.parameter}={value:g}"
 
 
 def _choice(tried: Tuned) -> dict[str, Any]:
@@ -180,7 +193,7 @@ def _calibrated(
 ) -> Tuned | None:
     """The gates as they are, at the thresholds that this bound would certify on the conversations that they
     did not learn from; None where there is no gate."""
-    if not gates or importlib.util.find_spec("sklearn") is None:
+    if not gates or extras.missing("calibration"):
         return None
     from governor_calibration.fit import learned_from
 
@@ -199,11 +212,11 @@ def _calibrated(
         else:
             refusal = found.explain()
     if not certified:
-        return Tuned("calibrated", "-", {}, None, False, refusal.rstrip("."))
+        return Tuned(CALIBRATED, "-", {}, None, False, refusal.rstrip("."))
     policy = ByModel({model: CalibratedPolicy(gate, rules) for model, gate in certified.items()})
     summary = recorded.under(policy, aim.level)
     setting = f"max_harm={aim.max_harm:g}"
-    return Tuned("calibrated", setting, {}, summary, True, "certified")
+    return Tuned(CALIBRATED, setting, {}, summary, True, "certified")
 
 
 if __name__ == "__main__":

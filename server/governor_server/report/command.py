@@ -67,7 +67,7 @@ def add(subparsers: Any) -> None:
         "--gates", metavar="FILE", type=Path, help="the gates (calibration.path, if SOURCE is left out)"
     )
     report.add_argument("--config", metavar="FILE", type=Path, help="YAML file, as for `governor serve`")
-    report.set_defaults(run=run)
+    report.set_defaults(run=run, extra="report")
 
 
 def moment(text: str) -> float:
@@ -85,13 +85,6 @@ def moment(text: str) -> float:
 
 def run(arguments: argparse.Namespace) -> int:
     """Writes the report and says its headline. Raises `ServerError`."""
-    try:
-        import jinja2  # noqa: F401
-        import matplotlib  # noqa: F401
-    except ImportError:
-        raise ServerError(
-            "a report needs matplotlib and jinja2: pip install 'tool-governor[report]'"
-        ) from None
     console = Console()
     document = _document(arguments, console)
     _write(document, arguments.out, arguments.png)

@@ -24,7 +24,14 @@ class Requests(Protocol):
     """What sends a request: an `Upstream` or a `Balancer`."""
 
     def request(
-        self, method: str, target: bytes, headers: Headers, body: Body = b"", affinity: str = ""
+        self,
+        method: str,
+        target: bytes,
+        headers: Headers,
+        body: Body = b"",
+        affinity: str = "",
+        *,
+        with_key: bool = True,
     ) -> Any: ...
 
 
@@ -48,6 +55,8 @@ class RequestTrace:
         affinity: str,
         purpose: Purpose,
         model: str | None,
+        *,
+        with_key: bool = True,
     ) -> AsyncIterator[UpstreamResponse]:
         """As `Upstream.request`, in a span. `model` is the one that a chat request names, "" where it is not
         known; None where it is no chat request."""
@@ -55,7 +64,9 @@ class RequestTrace:
         if asked is not None:
             headers = asked.headers(headers) or headers
         try:
-            async with upstream.request(method, target, headers, body, affinity) as response:
+            async with upstream.request(
+                method, target, headers, body, affinity, with_key=with_key
+            ) as response:
                 if asked is not None:
                     asked.responded(response)
                 yield response

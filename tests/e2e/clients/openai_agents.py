@@ -1,4 +1,4 @@
-"""The OpenAI Agents SDK, over chat completions."""
+"""The OpenAI Agents SDK, over chat completions as the README says, or over what it speaks by itself."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ from agents import (
     Agent,
     FunctionTool,
     ModelSettings,
-    OpenAIChatCompletionsModel,
     Runner,
+    set_default_openai_api,
+    set_default_openai_client,
     set_tracing_disabled,
 )
 from openai import AsyncOpenAI
@@ -30,13 +31,19 @@ from tests.e2e.clients.conversation import (
 
 
 async def play(job: Job, desk: Desk) -> Ending:
+    set_default_openai_api("chat_completions")
+    return await play_by_default(job, desk)
+
+
+async def play_by_default(job: Job, desk: Desk) -> Ending:
     # It would send what was said to OpenAI.
     set_tracing_disabled(True)
     async with AsyncOpenAI(base_url=job.url, api_key=API_KEY) as client:
+        set_default_openai_client(client)
         agent: Agent[None] = Agent(
             "atlas",
             instructions=SYSTEM,
-            model=OpenAIChatCompletionsModel(MODEL, client),
+            model=MODEL,
             model_settings=ModelSettings(temperature=0, max_tokens=MAX_TOKENS),
             tools=[tool(desk, function) for function in desk.functions],
         )

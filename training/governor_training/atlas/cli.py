@@ -42,7 +42,7 @@ def register(subparsers: Any) -> None:
         "--out", type=Path, default=Path("build/demo"), help="folder for results (default: %(default)s)"
     )
     _add_engine_arguments(demo)
-    demo.set_defaults(run=_demo)
+    demo.set_defaults(run=_demo, extra="demo")
 
     live = subparsers.add_parser(
         "live", help="the dashboard, with a real vLLM and agents that keep asking", description=LIVE_HELP
@@ -53,7 +53,7 @@ def register(subparsers: Any) -> None:
         "--out", type=Path, default=Path("build/live"), help="folder of the records (default: %(default)s)"
     )
     _add_engine_arguments(live)
-    live.set_defaults(run=_live)
+    live.set_defaults(run=_live, extra="demo")
 
     atlas = subparsers.add_parser("atlas", help="make and evaluate the demonstration's model")
     commands = atlas.add_subparsers(title="commands", metavar="COMMAND", required=True)
@@ -61,7 +61,7 @@ def register(subparsers: Any) -> None:
         "train", help="train it from scratch, an hour on two CPU cores; goes on where it stopped"
     )
     _add_train_arguments(train)
-    train.set_defaults(run=_train)
+    train.set_defaults(run=_train, extra="training")
     evaluate = commands.add_parser("evaluate", help="print its figures, asked through a real vLLM")
     _add_engine_arguments(evaluate)
     evaluate.add_argument(
@@ -69,7 +69,7 @@ def register(subparsers: Any) -> None:
     )
     evaluate.add_argument("--seed", type=int, default=DEMO_SEED)
     evaluate.add_argument("--out", type=Path, default=Path("build/atlas"), help="folder for results")
-    evaluate.set_defaults(run=_evaluate)
+    evaluate.set_defaults(run=_evaluate, extra="training")
 
 
 def _add_engine_arguments(parser: argparse.ArgumentParser) -> None:
@@ -174,8 +174,7 @@ def _live(options: argparse.Namespace) -> int:
 def _stack(options: argparse.Namespace) -> Stack:
     from governor_training.atlas.environment import AtlasEnvironment, bundled_model
     from governor_training.local import Served, Stack
-    from governor_training.pretraining.tokenizer import VOCABULARY
 
     _end_like_ctrl_c()
     model = options.model or bundled_model()
-    return Stack(Served("atlas", model, options.upstream, vocab_size=VOCABULARY), AtlasEnvironment())
+    return Stack(Served("atlas", model, options.upstream), AtlasEnvironment())

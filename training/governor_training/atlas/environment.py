@@ -59,7 +59,7 @@ class AtlasEnvironment:
             found.setdefault(question.text, question)
             if len(found) == count:
                 return list(found.values())
-        raise NotEnoughTasks(f"found {len(found)} training questions; asked for {count}")
+        raise NotEnoughTasks(f"found {len(found)} training questions; asked for {count}", len(found))
 
 
 class FlakyAtlas(AtlasEnvironment):

@@ -19,16 +19,19 @@ from typing import Any, Protocol
 import aiohttp
 import orjson
 
+from governor_training.errors import TrainingError
+
 TIMEOUT_S = 600.0
 ATTEMPTS = 3
 _MEASURING = ("logprobs", "top_logprobs")
 
 
-class UpstreamRefused(Exception):
-    """Upstream answered with an error; `status` is HTTP's."""
+class UpstreamRefused(TrainingError):
+    """Upstream answered with an error; `status` is HTTP's, 0 where no answer came."""
 
     def __init__(self, status: int, text: str) -> None:
-        super().__init__(f"upstream answered with status {status}: {text[:300]}")
+        what = f"upstream answered with status {status}" if status else "no answer from upstream"
+        super().__init__(f"{what}: {' '.join(text[:300].split())}")
         self.status = status
 
 

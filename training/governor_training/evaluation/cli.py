@@ -30,11 +30,19 @@ examples:
   your own model, on a server that runs, in your own environment:
     governor eval --upstream http://gpu-box:8000 --environment my_package.tasks:make
 
-  your own questions and tools:
-    governor eval --upstream http://gpu-box:8000 --dataset questions.jsonl --tools my_tools.py --scorer f1
+  your own questions and tools, any number of them:
+    governor eval --upstream http://gpu-box:8000 --dataset questions.jsonl --tools my_tools.py
 
     questions.jsonl has an object a line:   {"question": "Who wrote Emma?", "answer": "Jane Austen"}
     my_tools.py has functions with type hints and docstrings, and  READ_ONLY = ["search"]
+
+It says what it is going to do before it asks for anything. Where there are fewer tasks than --tasks and
+--learn, it takes those that there are. Half of a data set is for learning; where that is too little for a
+gate to be certified, nothing is learned and all rows are played.
+
+Scorers: `contains` (the right answer stands among the words said), `exact` (the same but for case,
+punctuation and articles), `f1` (overlap of words, in [0, 1]: whole sentences score low even when right). An
+answer is right from the score --right on; accuracy is the share of right answers.
 
 An environment is an object like governor_training.environment.Environment; module:factory makes one.
 A key for the server is taken from GOVERNOR_UPSTREAM__API_KEY.
@@ -73,22 +81,30 @@ def register(subparsers: Any) -> None:
         default="contains",
         help="exact, contains, f1 or module:function (default: contains)",
     )
+    where.add_argument(
+        "--right",
+        type=_score,
+        metavar="SCORE",
+        help="the score from which an answer of the data set is right (default: 1; with f1: 0.5)",
+    )
     where.add_argument("--upstream", metavar="URL", help="a vLLM that runs already (default: one is started)")
     where.add_argument("--model", metavar="NAME", help="served name with --upstream, else a folder to serve")
     how = parser.add_argument_group("how")
-    how.add_argument("--tasks", type=_count, default=500, help="played tasks a seed (default: %(default)s)")
+    how.add_argument(
+        "--tasks", type=_count, default=500, help="played tasks a seed, at most (default: %(default)s)"
+    )
     how.add_argument(
         "--split",
         choices=["held_out", "train"],
-        default="held_out",
-        help="train plays fresh training tasks: choose settings on those (default: %(default)s)",
+        help="train plays fresh training tasks: choose settings on those (default: held_out, or all tasks "
+        "where they are too few to learn from any)",
     )
     how.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3], help="samples (default: 1 2 3)")
     how.add_argument(
         "--learn",
         type=_count,
         default=2000,
-        help="training tasks the gate is fitted on (default: %(default)s)",
+        help="training tasks the gate is fitted on, at most (default: %(default)s)",
     )
     how.add_argument(
         "--policies", nargs="+", metavar="NAME", help="only these; `pruning` is one (default: all)"
@@ -121,7 +137,7 @@ def register(subparsers: Any) -> None:
         help="keep the engine's answers there, and use those that are there: the same model only",
     )
     how.add_argument("--no-plots", action="store_true", help="write no pictures")
-    parser.set_defaults(run=_run)
+    parser.set_defaults(run=_run, extra="eval")
 
 
 def _count(text: str) -> int:
@@ -129,6 +145,13 @@ def _count(text: str) -> int:
     if count < 1:
         raise argparse.ArgumentTypeError("must be at least 1")
     return count
+
+
+def _score(text: str) -> float:
+    score = float(text)
+    if not 0 < score <= 1:
+        raise argparse.ArgumentTypeError("must be above 0, and at most 1")
+    return score
 
 
 def _share(text: str) -> float:

@@ -16,6 +16,7 @@ from governor.governance import Governance
 from governor.probe import ProbeSettings
 from governor.spans import Markup
 from governor_training.dataset import (
+    RIGHT_FROM,
     DatasetEnvironment,
     ToolModule,
     attribute,
@@ -53,11 +54,12 @@ class Place:
         dataset: Path | None,
         tools: str | None,
         score_by: str,
+        right: float | None = None,
         upstream: str | None,
         model: str | None,
     ) -> Place:
         """From the options of the command. Raises `UsageError`."""
-        chosen = environment_of(environment, dataset, tools, score_by)
+        chosen = environment_of(environment, dataset, tools, score_by, right)
         if upstream is None:
             bundled = None if dataset is not None else environment
             return cls(chosen, Served(_name(chosen, model), model or bundled_model(bundled)))
@@ -65,10 +67,12 @@ class Place:
         return cls(chosen, Served(name, upstream=upstream))
 
 
-def environment_of(name: str, dataset: Path | None, tools: str | None, score_by: str) -> Environment:
-    """The environment `name`, or the one that a data set and a module of tools make. Raises
-    `UsageError`."""
-    return _dataset(dataset, tools, score_by) if dataset else _environment(name)
+def environment_of(
+    name: str, dataset: Path | None, tools: str | None, score_by: str, right: float | None = None
+) -> Environment:
+    """The environment `name`, or the one that a data set and a module of tools make, in which a score of at
+    least `right` counts as 1 (None: the scorer's own threshold). Raises `UsageError`."""
+    return _dataset(dataset, tools, score_by, right) if dataset else _environment(name)
 
 
 def _environment(text: str) -> Environment:
@@ -80,10 +84,13 @@ def _environment(text: str) -> Environment:
     return made
 
 
-def _dataset(path: Path, tools: str | None, score_by: str) -> Environment:
+def _dataset(path: Path, tools: str | None, score_by: str, right: float | None) -> Environment:
     if tools is None:
         raise UsageError("--dataset needs --tools: a module (or file) with the functions to call")
-    return DatasetEnvironment(path.stem, load_rows(path), ToolModule(load_module(tools)), scorer(score_by))
+    if right is None:
+        right = RIGHT_FROM.get(score_by, 1.0)
+    rows, module = load_rows(path), ToolModule(load_module(tools))
+    return DatasetEnvironment(path.stem, rows, module, scorer(score_by), right=right)
 
 
 def _name(environment: Environment, model: str | None) -> str:

@@ -19,9 +19,10 @@ from governor_training.agent import Chat, OpenAIChat
 from governor_training.environment import NotEnoughTasks, Split
 from governor_training.errors import UsageError
 from governor_training.evaluation.cache import Answers, HttpUpstream
+from governor_training.evaluation.extent import extent
 from governor_training.evaluation.places import Place, api_key, base_governance
 from governor_training.evaluation.report import Report, conclusion, markdown
-from governor_training.evaluation.study import Findings, Plan, Study
+from governor_training.evaluation.study import Evaluated, Findings, Plan, Study
 from governor_training.evaluation.sweep import CALIBRATED, FORECAST, PRUNED, UNGOVERNED
 from governor_training.local import Stack
 from governor_training.machine import machine, versions
@@ -38,10 +39,19 @@ def run(options: argparse.Namespace, console: Console) -> int:
         dataset=options.dataset,
         tools=options.tools,
         score_by=options.scorer,
+        right=options.right,
         upstream=options.upstream,
         model=options.model,
     )
-    plan = plan_of(options, place.served.name)
+    try:
+        found = extent(
+            plan_of(options, place.served.name), place.environment, chosen_split=options.split is not None
+        )
+    except NotEnoughTasks as error:
+        raise UsageError(f"{error} (use fewer --tasks or --learn)") from None
+    plan = found.plan
+    for line in found.says:
+        console.print(line, highlight=False)
     options.out.mkdir(parents=True, exist_ok=True)
     with Stack(place.served, place.environment) as stack:
         try:
@@ -87,7 +97,7 @@ def plan_of(options: argparse.Namespace, model: str) -> Plan:
         max_turns=options.max_turns,
         continuations=options.continuations or sampling,
         model=model,
-        split=Split(options.split),
+        split=Split(options.split or Split.HELD_OUT),
     )
 
 
@@ -99,12 +109,16 @@ async def _study(
     async with HttpUpstream(stack.engine, api_key=key) as upstream:
         study = Study(plan, place.environment, upstream, base, console, answers)
         gates, learned = await study.learn()
-        gate = gates[plan.max_harm]
-        path = out / "gates.json"
-        standing = Standing(gate=gate, attempts=gate.attempt, rules=gate.rules)
-        path.write_text(json.dumps(kept({("", plan.model): standing}), indent=2) + "\n", "utf-8")
-        console.print(gate.explain())
+        gate = gates.get(plan.max_harm)
+        path: Path | None = None
+        if gate is not None:
+            path = out / "gates.json"
+            standing = Standing(gate=gate, attempts=gate.attempt, rules=gate.rules)
+            path.write_text(json.dumps(kept({("", plan.model): standing}), indent=2) + "\n", "utf-8")
+            console.print(gate.explain())
         ungoverned = await study.play_ungoverned()
+        if (doubt := doubt_of(ungoverned)) is not None:
+            console.print(doubt, style="bold")
         calls = study.calls(gate)
         with (out / "calls.jsonl").open("w", encoding="utf-8") as file:
             file.writelines(json.dumps(row.as_dict()) + "\n" for row in calls)
@@ -119,8 +133,19 @@ async def _study(
     return Findings(gates, learned, ungoverned, swept, calls, timed, served, asked)
 
 
-async def _arms(stack: Stack, path: Path, key: str | None) -> Mapping[str, Chat]:
-    """The engine itself, and two governors in front of it."""
+def doubt_of(ungoverned: Evaluated) -> str | None:
+    """What to say where no answer is right: then every call looks avoidable, whatever the governor does."""
+    if not ungoverned.played or any(one.correct for one in ungoverned.played):
+        return None
+    best = max(one.score for one in ungoverned.played)
+    return (
+        f"No answer without a governor is right (the best score is {best:.2f}), so the figures below say "
+        "nothing: try another --scorer, or a lower --right. `contains` suits answers in whole sentences."
+    )
+
+
+async def _arms(stack: Stack, path: Path | None, key: str | None) -> Mapping[str, Chat]:
+    """The engine itself, and governors in front of it; the gate's where `path` has one."""
     # The gate stays as it is: nothing is held out, explored or learned on the way.
     lots = {f"EXPERIMENT__{name}": "0" for name in ("HOLDOUT", "EXPLORATION", "LABELS")}
     gated = {
@@ -128,7 +153,9 @@ async def _arms(stack: Stack, path: Path, key: str | None) -> Mapping[str, Chat]
         "CALIBRATION__RENEW_S": str(NEVER_S),
         "AUTH__ISOLATION": "records",
     }
-    overrides: Mapping[str, Mapping[str, str]] = {THRESHOLD: {}, CALIBRATED: gated}
+    overrides: dict[str, Mapping[str, str]] = {THRESHOLD: {}}
+    if path is not None:
+        overrides[CALIBRATED] = gated
     arms: dict[str, Chat] = {UNGOVERNED: OpenAIChat.at(stack.engine, api_key=key or "none")}
     for name, settings in overrides.items():
         acting = {"GOVERNANCE__MODE": "enforce", "GOVERNANCE__POLICY": name}

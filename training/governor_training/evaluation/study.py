@@ -16,7 +16,7 @@ from governor.records import CallRecord
 from governor_calibration.fit import fit
 from governor_training import replay
 from governor_training.agent import Agent, Chat, Run
-from governor_training.environment import Environment, Split, Task
+from governor_training.environment import Environment, NotEnoughTasks, Split, Task, available
 from governor_training.evaluation.cache import Answers, CachingUpstream, Upstream
 from governor_training.evaluation.calls import CallRow, rows
 from governor_training.evaluation.driver import Direct, Driver
@@ -32,7 +32,8 @@ FRESH_SEED = 1000
 @dataclass(frozen=True, slots=True)
 class Plan:
     """What to do. `learn` is the number of training tasks the gate is fitted on; `policies` None: all.
-    `split` TRAIN: other training tasks are played instead of held-out ones, to choose settings by.
+    `split` TRAIN: other training tasks are played instead of held-out ones, to choose settings by; None: all,
+    where nothing is learned.
     `continuations` is how often each side of a replay is played. `timed` is how many tasks go through real
     servers, of the first seed; 0: none."""
 
@@ -48,7 +49,7 @@ class Plan:
     max_turns: int = 8
     continuations: int = 1
     model: str = ""
-    split: Split = Split.HELD_OUT
+    split: Split | None = Split.HELD_OUT
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,10 +111,13 @@ class Study:
         self._records: dict[int, Mapping[str, CallRecord]] = {}
 
     async def learn(self) -> tuple[Mapping[float, Gate], int]:
-        """The gates by `max_harm`, all fitted on the same calls of training tasks, and how many these are.
+        """The gates by `max_harm`, all fitted on the same calls of training tasks, and how many these are;
+        none where nothing is to be learned.
 
         Raises `NotEnoughTasks`.
         """
+        if not self._plan.learn:
+            return {}, 0
         tasks = self._learned()
         driver = Driver(self._cache, measuring(self._base))
         await self._each("learning", tasks, self._agent(driver, self._plan.seeds[0]).ask)
@@ -169,7 +173,7 @@ class Study:
         seed = self._plan.seeds[0]
         truths = self._truths[seed][: self._plan.timed]
         agents = {name: self._agent(chat, seed) for name, chat in arms.items()}
-        warm_up = self._environment.tasks(WARM_UP_TASKS, seed + 1, Split.TRAIN)
+        warm_up = self._warm_up(seed)
         await self._each(
             "warming up", [(agent, task) for agent in agents.values() for task in warm_up], _asked
         )
@@ -199,9 +203,22 @@ class Study:
         plan = self._plan
         if plan.split is Split.HELD_OUT:
             return self._environment.tasks(plan.tasks, seed, Split.HELD_OUT)
+        if plan.split is None:
+            held_out = self._environment.tasks(
+                available(self._environment, plan.tasks, seed, Split.HELD_OUT), seed, Split.HELD_OUT
+            )
+            rest = self._environment.tasks(plan.tasks - len(held_out), seed, Split.TRAIN)
+            return [*held_out, *rest]
         learned = {task.id for task in self._learned()}
         drawn = self._environment.tasks(plan.learn + plan.tasks, seed + FRESH_SEED, Split.TRAIN)
         return [task for task in drawn if task.id not in learned][: plan.tasks]
+
+    def _warm_up(self, seed: int) -> Sequence[Task]:
+        """Training tasks, where there are any: what is timed is not asked before."""
+        try:
+            return self._environment.tasks(WARM_UP_TASKS, seed + 1, Split.TRAIN)
+        except NotEnoughTasks:
+            return [truth.run.task for truth in self._truths[seed][:WARM_UP_TASKS]]
 
     async def _truth(self, run: Run, seed: int) -> Truth:
         agent = self._agent(Direct(self._cache), seed)

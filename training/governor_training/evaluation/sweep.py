@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -60,6 +60,13 @@ def measuring(base: Governance) -> Governance:
     return replace(base, mode=Mode.OBSERVE, policy=ObservePolicy(), experiment=Experiment(labels=1.0))
 
 
+def setting_count(policies: Iterable[str] | None) -> int:
+    """How many settings `points` has."""
+    counts = {CALIBRATED: len(MAX_HARMS), FORECAST: len(FORECASTS), PRUNED: len(PRUNING)}
+    names = dict.fromkeys([*POLICIES, *counts] if policies is None else policies)
+    return sum(counts[name] if name in counts else len(_values(POLICIES[name])) for name in names)
+
+
 def points(
     base: Governance,
     gates: Mapping[float, Gate],
@@ -97,10 +104,16 @@ def governed(base: Governance, policy: Any) -> Governance:
 
 
 def _swept(base: Governance, kind: PolicyKind) -> Iterator[Point]:
+    for value in _values(kind):
+        if kind.sweep is None or value is None:
+            yield Point(kind.name, "", governed(base, kind.make()))
+        else:
+            policy = kind.make(**{kind.sweep.parameter: value})
+            yield Point(kind.name, f"{kind.sweep.parameter}={value:g}", governed(base, policy))
+
+
+def _values(kind: PolicyKind) -> Sequence[float | None]:
+    """Of the parameter that is swept over; a None where there is none."""
     if kind.sweep is None:
-        yield Point(kind.name, "", governed(base, kind.make()))
-        return
-    values = CAPS if kind.name == "cap" else kind.sweep.values
-    for value in values:
-        policy = kind.make(**{kind.sweep.parameter: value})
-        yield Point(kind.name, f"{kind.sweep.parameter}={value:g}", governed(base, policy))
+        return (None,)
+    return CAPS if kind.name == "cap" else kind.sweep.values

@@ -27,7 +27,7 @@ def register(subparsers: Any) -> None:
     train.add_argument("--check-every", type=int, default=600, help="steps between checks of what it can do")
     train.add_argument("--save-every", type=int, default=100, help="steps between checkpoints to go on from")
     train.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    train.set_defaults(run=_train, **RECIPE)
+    train.set_defaults(run=_train, extra="training", **RECIPE)
 
 
 def _train(options: argparse.Namespace) -> int:

@@ -24,7 +24,8 @@ class FilesEnvironment:
     def tasks(self, count: int, seed: int, split: Split) -> Sequence[Task]:
         pool = list(edits(split))
         if count > len(pool):
-            raise NotEnoughTasks(f"the files have {len(pool)} tasks of the split {split}, not {count}")
+            message = f"the files have {len(pool)} tasks of the split {split}, not {count}"
+            raise NotEnoughTasks(message, len(pool))
         return [_task(edit) for edit in random.Random(seed).sample(pool, count)]
 
     def toolbox(self, task: Task) -> Toolbox:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
+import torch
 from trl.scripts.utils import TrlParser
 
 from governor.calls import ToolCatalog
@@ -107,8 +108,19 @@ class ToolArguments:
         return ToolCatalog(tuple(self.read_only), tuple(self.effectful))
 
 
+WITHOUT_ACCELERATOR = {"use_cpu": True, "bf16": False}
+"""Defaults where there is no GPU: Transformers' own end in an error there."""
+
+
 class Parser(TrlParser):
-    """Tells a mistake in one line: the usage of five hundred flags helps nobody."""
+    """Tells a mistake in one line: the usage of five hundred flags helps nobody. Without a GPU training is
+    on the CPU by default."""
+
+    def __init__(self, *arguments: Any, **named: Any) -> None:
+        super().__init__(*arguments, **named)
+        known = {action.dest for action in self._actions}
+        if not torch.accelerator.is_available():
+            self.set_defaults(**{name: value for name, value in WITHOUT_ACCELERATOR.items() if name in known})
 
     def error(self, message: str) -> NoReturn:
         raise UsageError(f"{message} (see {self.prog} --help)")

@@ -9,6 +9,7 @@ from importlib import import_module
 from typing import Any
 
 from governor_training.errors import told
+from governor_training.finetuning import parsers
 
 ABOUT = """\
 Fine-tunes a policy with the rewards that the governor measures, so that it stops making the calls that
@@ -27,21 +28,34 @@ would be withheld.
 @dataclass(frozen=True, slots=True)
 class Command:
     """`run` is a dotted path to a function of the command's arguments that returns the exit code. It is
-    imported when the command runs: what it needs takes seconds to load."""
+    imported when the command runs: what it needs takes seconds to load. `parser` makes what reads those
+    arguments; None where a library that `run` imports declares most of them."""
 
     about: str
     run: str
+    parser: Callable[[], argparse.ArgumentParser] | None
 
 
+HELP = frozenset({"-h", "--help"})
 _HERE = "governor_training.finetuning"
 COMMANDS: Mapping[str, Command] = {
-    "collect": Command("play an environment through a governor and log it", f"{_HERE}.collect_command:run"),
-    "prepare": Command("logs to rows that can be trained on", f"{_HERE}.prepare_command:run"),
-    "diagnose": Command("ask your logs whether entropy tells useful calls", f"{_HERE}.diagnose_command:run"),
-    "offline": Command("fine-tune from logs alone", f"{_HERE}.offline_command:run"),
-    "online": Command("fine-tune while tools are really called", f"{_HERE}.online_command:run"),
-    "study": Command("compare all of it on the atlas, from one command", f"{_HERE}.study.command:run"),
-    "export": Command("give a trained model to vLLM, and check it there", f"{_HERE}.export_command:run"),
+    "collect": Command(
+        "play an environment through a governor and log it", f"{_HERE}.collect_command:run", parsers.collect
+    ),
+    "prepare": Command(
+        "logs to rows that can be trained on", f"{_HERE}.prepare_command:run", parsers.prepare
+    ),
+    "diagnose": Command(
+        "ask your logs whether entropy tells useful calls", f"{_HERE}.diagnose_command:run", parsers.diagnose
+    ),
+    "offline": Command("fine-tune from logs alone", f"{_HERE}.offline_command:run", None),
+    "online": Command("fine-tune while tools are really called", f"{_HERE}.online_command:run", None),
+    "study": Command(
+        "compare all of it on the atlas, from one command", f"{_HERE}.study.command:run", parsers.study
+    ),
+    "export": Command(
+        "give a trained model to vLLM, and check it there", f"{_HERE}.export_command:run", parsers.export
+    ),
 }
 
 
@@ -64,14 +78,34 @@ def register(subparsers: Any) -> None:
         # The command reads its own arguments. With no prefix for options, this parser takes them as they are.
         own = commands.add_parser(name, help=command.about, add_help=False, prefix_chars="\0")
         own.add_argument("arguments", nargs="*")
-        own.set_defaults(run=_runner(command))
+        own.set_defaults(run=_runner(name, command), extra="training")
 
 
-def _runner(command: Command) -> Callable[[argparse.Namespace], int]:
+def _runner(name: str, command: Command) -> Callable[[argparse.Namespace], int]:
     @told
     def run(options: argparse.Namespace) -> int:
-        module, _, name = command.run.partition(":")
-        function: Callable[[Sequence[str]], int] = getattr(import_module(module), name)
+        asks_for_help = bool(HELP.intersection(options.arguments))
+        if asks_for_help and command.parser is not None:
+            command.parser().print_help()
+            return 0
+        module, _, function_name = command.run.partition(":")
+        try:
+            function: Callable[[Sequence[str]], int] = getattr(import_module(module), function_name)
+        except ModuleNotFoundError:
+            if asks_for_help:
+                return _explain_without_extra(name, command, options.how_to_install)
+            raise
         return function(options.arguments)
 
     return run
+
+
+def _explain_without_extra(name: str, command: Command, how_to_install: str) -> int:
+    """What can be said of a command most of whose options are declared by a library that is missing."""
+    parser = argparse.ArgumentParser(
+        prog=f"governor train {name}",
+        description=f"{command.about[0].upper()}{command.about[1:]}.",
+        epilog=f"To see all options, install the extra `training`: {how_to_install}.",
+    )
+    parser.print_help()
+    return 0

@@ -7,7 +7,6 @@ import asyncio
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from dataclasses import replace
-from pathlib import Path
 
 from rich.console import Console
 
@@ -18,40 +17,38 @@ from governor.governance import Governance
 from governor.policies.table import find_kind
 from governor.probe import ProbeSettings
 from governor.spans import Markup
-from governor_training.environment import Environment, NotEnoughTasks
+from governor_training.environment import Environment, NotEnoughTasks, Split, available
 from governor_training.errors import UsageError
 from governor_training.evaluation.cache import HttpUpstream, Upstream
 from governor_training.evaluation.places import Place, api_key, base_governance
 from governor_training.evaluation.sweep import governed, measuring
+from governor_training.finetuning import parsers
 from governor_training.finetuning.collection import Collector, summary
 from governor_training.finetuning.logs import Writer
 from governor_training.finetuning.trajectory import Trajectory
 from governor_training.inprocess import InProcess
 
-EXAMPLES = """\
-examples:
-  governor train collect --out logs.jsonl                        the bundled atlas, 1000 training tasks
-  governor train collect --policy threshold --out governed.jsonl    with calls withheld
-  governor train collect --upstream http://gpu-box:8000 --environment my_package.tasks:make --out logs.jsonl
-
-Without --upstream the model runs in this process. Without --policy nothing is withheld, and every call is
-labelled by a pair of forced answers.
-"""
-
 
 def run(arguments: Sequence[str]) -> int:
     """Raises `TrainingError`."""
-    options = _parser().parse_args(arguments)
+    options = parsers.collect().parse_args(arguments)
     place = Place.of(
         environment=options.environment,
         dataset=options.dataset,
         tools=options.tools,
         score_by=options.scorer,
+        right=options.right,
         upstream=options.upstream,
         model=options.model,
     )
     console = Console()
     try:
+        there = available(place.environment, options.tasks, options.seed, Split.TRAIN)
+        if not there:
+            raise NotEnoughTasks(f"{place.environment.name} has no training tasks", 0)
+        if there < options.tasks:
+            console.print(f"{place.environment.name} has {there} training tasks: all of them are played.")
+            options.tasks = there
         found = asyncio.run(_collect(options, place, console))
     except NotEnoughTasks as error:
         raise UsageError(f"{error} (use fewer --tasks)") from None
@@ -112,28 +109,3 @@ def _acting(base: Governance, policy: str | None) -> Governance:
     except GovernorError as error:
         raise UsageError(error.detail) from None
     return replace(acting, experiment=Experiment(labels=1.0))
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="governor train collect",
-        description=__doc__,
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="JSON Lines or parquet")
-    parser.add_argument("--environment", default="atlas", metavar="NAME", help="or files, or module:factory")
-    parser.add_argument("--dataset", type=Path, metavar="FILE", help="questions and answers instead")
-    parser.add_argument("--tools", metavar="MODULE", help="the module with the data set's tools")
-    parser.add_argument("--scorer", default="contains", help="of the data set's answers (contains)")
-    parser.add_argument("--upstream", metavar="URL", help="a server to ask (a model in this process)")
-    parser.add_argument("--model", metavar="NAME", help="served name with --upstream, else a folder")
-    parser.add_argument("--policy", metavar="NAME", help="withhold calls by it (nothing is withheld)")
-    parser.add_argument("--tasks", type=int, default=1000, help="training tasks (1000)")
-    parser.add_argument("--rollouts", type=int, default=1, help="conversations of each task (1)")
-    parser.add_argument("--seed", type=int, default=1, help="which tasks (1)")
-    parser.add_argument("--temperature", type=float, default=1.0, help="of the agent (1.0)")
-    parser.add_argument("--max-turns", type=int, default=8, help="of a conversation (8)")
-    parser.add_argument("--max-tokens", type=int, default=128, help="of an answer (128)")
-    parser.add_argument("--concurrency", type=int, default=128, help="conversations at once (128)")
-    return parser

@@ -13,11 +13,10 @@ from rich.table import Table
 
 from governor.calls import ToolCatalog
 from governor.conversations import in_order
-from governor.labels import DEAD_ZONE
 from governor.rewards import RewardSettings
 from governor_training.errors import UsageError
 from governor_training.evaluation.statistics import Interval
-from governor_training.finetuning import logs
+from governor_training.finetuning import logs, parsers
 from governor_training.finetuning.diagnosis import (
     ALL_TOOLS,
     CHOICES,
@@ -26,28 +25,8 @@ from governor_training.finetuning.diagnosis import (
     case_of_row,
     cases_of,
 )
-from governor_training.finetuning.prepare_command import add_tools, catalog_of
+from governor_training.finetuning.prepare_command import catalog_of
 from governor_training.finetuning.trajectory import LoggedCall, Trajectory, with_effects
-
-ABOUT = """\
-Asks your own logs whether entropy tells useful calls from useless ones, before a reward is built on it: for
-the entropy reduction under each choice of tokens, for the gain of the forced answer, and for each tool.
-
-LOG is a governor's store (numbers are enough), rows of `prepare` or `collect`, or the calls.jsonl of
-`governor eval`, in which the true value of each call stands. With --model, and a log that holds
-conversations, the entropies are computed anew from the whole distribution, for every choice of tokens.
-"""
-
-EXAMPLES = """\
-examples:
-  governor train diagnose records.db
-  governor train diagnose rows.jsonl --model Qwen/Qwen3-0.6B --out build/diagnosis
-  governor train diagnose build/eval/calls.jsonl
-
-what comes out, in the folder --out:
-  diagnosis.json   all figures, and a recommendation: dense, sparse or neither
-  *.png            the separation of each measure, and its distributions
-"""
 
 LABELS = "whether the forced answer changed"
 VALUES = "the true value by replay"
@@ -55,8 +34,9 @@ VALUES = "the true value by replay"
 
 def run(arguments: Sequence[str]) -> int:
     """Raises `UsageError`."""
-    options = _parser().parse_args(arguments)
+    options = parsers.diagnose().parse_args(arguments)
     console = Console()
+    console = console if console.is_terminal else Console(width=140)
     settings = RewardSettings(dead_zone=options.dead_zone)
     valued: list[Case] = []
     labelled: list[Case] = []
@@ -184,22 +164,3 @@ class Exact:
                 for name, choice in CHOICES.items():
                     found[name][turn] = part.entropy(values, choice, results)
         return found
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="governor train diagnose",
-        description=ABOUT,
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("logs", metavar="LOG", type=Path, nargs="+")
-    parser.add_argument("--model", metavar="NAME", help="compute the entropies with it, for each choice")
-    parser.add_argument(
-        "--out", type=Path, default=Path("build/diagnosis"), metavar="FOLDER", help="(%(default)s)"
-    )
-    parser.add_argument("--dead-zone", type=float, default=DEAD_ZONE, metavar="NATS", help="(%(default)s)")
-    parser.add_argument("--most", type=int, default=50_000, help="calls to look at (%(default)s)")
-    parser.add_argument("--no-plots", action="store_true", help="write no pictures")
-    add_tools(parser)
-    return parser

@@ -14,22 +14,7 @@ from governor_training.environment import Split, Task
 from governor_training.errors import TrainingError, UsageError
 from governor_training.evaluation.places import api_key, environment_of
 from governor_training.finetuning import export as exports
-
-ABOUT = """\
-Writes a trained model, or its LoRA adapter, to a folder of its own with a versioned name, and prints how vLLM
-is started with it. An adapter can be loaded into a vLLM that runs already (--load), and --check compares
-what is served there with what was exported.
-"""
-
-EXAMPLES = """\
-examples:
-  governor train export build/train/online --name atlas
-  governor train export build/train/online --name atlas --merge
-  governor train export build/train/online --name qwen-search --load http://gpu-box:8000 \\
-      --check http://gpu-box:8000
-  governor train export build/exports/atlas-v3 --check http://127.0.0.1:8000      check only
-"""
-
+from governor_training.finetuning import parsers
 
 PROMPTS = 8
 """Tasks that are checked with."""
@@ -41,24 +26,7 @@ class NotTheSame(TrainingError):
 
 def run(arguments: Sequence[str]) -> int:
     """Raises `TrainingError`."""
-    parser = argparse.ArgumentParser(
-        prog="governor train export",
-        description=ABOUT,
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("source", type=Path, help="folder of a run, of a checkpoint, or of an export")
-    parser.add_argument("--out", type=Path, default=Path("build/exports"), help="default: %(default)s")
-    parser.add_argument("--name", default="model", help="without its version (default: %(default)s)")
-    parser.add_argument("--merge", action="store_true", help="add an adapter to its base's weights")
-    parser.add_argument("--dtype", choices=("bfloat16", "float16", "float32"), help="of whole weights")
-    parser.add_argument("--load", metavar="URL", help="load the adapter into the vLLM there")
-    parser.add_argument("--unload", metavar="NAME", help="and take this one out of it")
-    parser.add_argument("--check", metavar="URL", help="is it this model that is served there?")
-    parser.add_argument("--prompts", type=Path, metavar="FILE", help="texts to check with, one a line")
-    parser.add_argument("--base", metavar="MODEL", help="what training began with, to check against")
-    parser.add_argument("--tolerance", type=float, default=0.05, help="nats (default: %(default)s)")
-    options = parser.parse_args(list(arguments))
+    options = parsers.export().parse_args(list(arguments))
     if options.unload and not options.load:
         raise UsageError("--unload needs --load: it is taken out of that server")
 

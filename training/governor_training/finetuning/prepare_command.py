@@ -12,34 +12,15 @@ from tqdm import tqdm
 
 from governor.calls import ToolCatalog
 from governor_training.errors import UsageError
+from governor_training.finetuning import parsers
 from governor_training.finetuning.hindsight import shortened
 from governor_training.finetuning.logs import Writer, read
 from governor_training.finetuning.trajectory import RowError, Trajectory, with_effects
 
-ABOUT = """\
-Reads logs, checks every row, and writes them as JSON Lines or, by the name's ending, as parquet.
-
-LOG is the store of a governor that keeps conversations (store.keep_conversations: true), JSON Lines or
-parquet. Files of any size are read row by row.
-"""
-
-EXAMPLES = """\
-examples:
-  governor train prepare records.db --out rows.jsonl
-  governor train prepare logs/*.jsonl --out rows.parquet --read-only 'get_*' --read-only search
-  governor train prepare records.db --out rows.jsonl --shorten
-
-A row that cannot be used ends it with the file and the line. With --skip-bad the others are written, and the
-bad ones with their reasons go to OUT.rejected.jsonl.
-
---shorten adds, to each right conversation with calls that changed nothing (by the free labels), the same one
-without these calls: what the model might as well have done.
-"""
-
 
 def run(arguments: Sequence[str]) -> int:
     """Raises `UsageError`."""
-    options = _parser().parse_args(arguments)
+    options = parsers.prepare().parse_args(arguments)
     rejected = options.out.with_name(f"{options.out.name}.rejected.jsonl")
     bad: list[str] = []
     counts: Counter[str] = Counter()
@@ -78,41 +59,8 @@ def told(found: Iterable[Trajectory], catalog: ToolCatalog, shorten: bool) -> It
             yield short
 
 
-def add_tools(parser: argparse.ArgumentParser) -> None:
-    """The options that say what tools do."""
-    parser.add_argument(
-        "--read-only",
-        metavar="PATTERN",
-        action="append",
-        default=[],
-        help="tools that only read, where the log does not say it; repeatable",
-    )
-    parser.add_argument(
-        "--effectful",
-        metavar="PATTERN",
-        action="append",
-        default=[],
-        help="tools that do more than read; repeatable",
-    )
-
-
 def catalog_of(options: argparse.Namespace) -> ToolCatalog:
     return ToolCatalog(tuple(options.read_only), tuple(options.effectful))
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="governor train prepare",
-        description=ABOUT,
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("logs", metavar="LOG", type=Path, nargs="+")
-    parser.add_argument("--out", metavar="FILE", type=Path, required=True, help="where the rows go")
-    parser.add_argument("--skip-bad", action="store_true", help="put rows that cannot be used aside")
-    parser.add_argument("--shorten", action="store_true", help="add conversations without their idle calls")
-    add_tools(parser)
-    return parser
 
 
 def _counted(trajectory: Trajectory) -> Counter[str]:

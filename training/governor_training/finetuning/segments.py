@@ -16,9 +16,9 @@ from typing import Any
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
+from governor.request import REASONING_KEYS
 from governor.rewards import SpanChoice, segment_entropy
 from governor.spans import Markup, Span, spans
-from governor.turn import REASONING_KEYS
 from governor_training.environment import Message
 from governor_training.errors import UsageError
 from governor_training.finetuning.trajectory import Trajectory

@@ -208,6 +208,7 @@ function health(data) {
   const failed = sum(now.fail_open);
   const broken = sum(now.upstream_failures);
   const probes = sum(now.probe_failures);
+  const ungoverned = sum(now.ungoverned);
   return h(
     "ul.health",
     upstreams.length ? upstreams.map(([url, up]) => line(up ? "good" : "bad", url, up ? "answers" : "does not answer")) : line("plain", "Upstream", "not looked at yet"),
@@ -215,6 +216,7 @@ function health(data) {
     line(probes ? "warn" : "good", "Probes", probes ? `${named(now.probe_failures)} failed` : "all answered"),
     line(failed ? "bad" : "good", "Failed open", failed ? named(now.fail_open) : "never"),
     line(broken ? "warn" : "good", "Upstream failures", broken ? named(now.upstream_failures) : "none"),
+    line(ungoverned ? "warn" : "good", "Passed ungoverned", ungoverned ? `${named(now.ungoverned)} (requests with tools)` : "no request with tools"),
     line(now.store_errors ? "bad" : "good", "Store", now.store_errors ? `${count(now.store_errors)} records could not be read or written` : "works"),
     line("plain", "Requests", `${count(now.running)} running, ${count(now.waiting)} waiting`),
   );

@@ -89,7 +89,7 @@ async function make(context, root) {
 
   function columns(point) {
     return [
-      { name: "Policy", head: true, of: (choice) => h("span", choice.policy, choice.policy === point.best ? h("span", " ", badge("good", "best")) : null, choice.policy === data.policy ? h("span", " ", badge("plain", "in force")) : null) },
+      { name: "Policy", head: true, of: (choice) => h("span", choice.policy, choice.policy === point.best ? h("span", " ", badge("good", "best")) : null, choice.policy === data.policy ? h("span", " ", badge("plain", choice.setting === data.setting ? "in force" : `in force at ${data.setting}`)) : null) },
       { name: "Setting", of: (choice) => (choice.setting === "-" ? "–" : h("code", choice.setting)) },
       { name: "Verdict", of: (choice) => (choice.certified ? badge("good", "certified") : h("span", choice.verdict)) },
       { name: "First withheld", right: true, of: (choice) => choice.summary && count(choice.summary.crossings) },

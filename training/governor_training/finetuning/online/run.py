@@ -9,16 +9,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from trl import ModelConfig, TrlParser, get_peft_config
+from trl import ModelConfig, get_peft_config
 
 from governor.rewards import Measure
 from governor_training.environment import Environment, NotEnoughTasks, Split
 from governor_training.errors import TrainingError, UsageError
 from governor_training.evaluation.places import bundled_model, environment_of
+from governor_training.finetuning.arguments import Parser
 from governor_training.finetuning.backbone import quiet, without_vllm
 from governor_training.finetuning.diagnosis import permit_dense
 from governor_training.finetuning.online.config import EntropyGRPOConfig
 from governor_training.finetuning.online.methods import Method, method
+from governor_training.finetuning.parsers import ONLINE_ABOUT
 
 if TYPE_CHECKING:
     from governor_training.finetuning.online.trainer import EntropyGRPOTrainer
@@ -66,6 +68,9 @@ class OnlineArguments:
     )
     tools: str | None = field(default=None, metadata={"help": "the module (or file.py) with its tools"})
     scorer: str = field(default="f1", metadata={"help": "exact, contains, f1 or module:function"})
+    right: float | None = field(
+        default=None, metadata={"help": "the score from which an answer is right (1; with f1: 0.5)"}
+    )
     tasks: int = field(default=512, metadata={"help": "training tasks"})
     tasks_seed: int = field(default=1, metadata={"help": "which ones"})
     eval_tasks: int = field(default=0, metadata={"help": "held-out tasks, for eval_strategy steps"})
@@ -86,10 +91,10 @@ class OnlineArguments:
 
 def parse(arguments: Sequence[str]) -> tuple[OnlineArguments, EntropyGRPOConfig, ModelConfig]:
     """From `--config file.yaml` and what overrides it. Raises `UsageError`; exits on `--help`."""
-    parser = TrlParser(
+    parser = Parser(
         (OnlineArguments, EntropyGRPOConfig, ModelConfig),
         prog="governor train online",
-        description=ABOUT,
+        description=ONLINE_ABOUT,
     )
     try:
         options, config, model = parser.parse_args_and_config(list(arguments))
@@ -98,18 +103,15 @@ def parse(arguments: Sequence[str]) -> tuple[OnlineArguments, EntropyGRPOConfig,
     return options, config, model
 
 
-ABOUT = """\
-Trains a policy with the entropy rewards while it plays tasks with real tools (GRPO, on TRL). All of TRL's
-GRPOConfig and ModelConfig can be set here or in --config FILE.yaml. A run that was stopped goes on at its
-last checkpoint when the same command is given again. Several processes: accelerate launch.
-"""
-
-
 def run(options: OnlineArguments, config: EntropyGRPOConfig, model: ModelConfig) -> Mapping[str, Any]:
     """Trains, and writes the model, `run.json` and the checkpoints to the configuration's `output_dir`.
     Returns what is in `run.json`. Raises `TrainingError`."""
     environment = environment_of(
-        options.environment, Path(options.dataset) if options.dataset else None, options.tools, options.scorer
+        options.environment,
+        Path(options.dataset) if options.dataset else None,
+        options.tools,
+        options.scorer,
+        options.right,
     )
     chosen = method(options.reward)
     _check(options, config, chosen)

@@ -18,6 +18,7 @@ from rich.table import Table
 
 from governor_training.errors import UsageError
 from governor_training.evaluation.report import markdown
+from governor_training.finetuning import parsers
 from governor_training.finetuning.study import figures, held_out, picture, report, training
 from governor_training.finetuning.study.figures import Comparison, Target
 from governor_training.finetuning.study.held_out import Answered, Wanted
@@ -41,28 +42,10 @@ GOVERNED = (START, SPARSE, AWR)
 SUMMARY = "summary.json"
 PLAN = "plan.json"
 
-EXAMPLES = """\
-examples:
-  governor train study                                  everything: a night on one CPU core
-  governor train study --seeds 1                        one seed: two hours
-  governor train study --worlds bundled --arms start sparse awr
-  governor train study --quick --out build/quick        whether everything runs: minutes
-  governor train study --report                         the tables of what is there
-
-It goes on where it was stopped: what is trained and played is not trained or played again. A seed, an arm or
-a world may be added later; another budget needs another --out.
-
-what comes out, in the folder --out:
-  summary.json     every figure, with machine, versions, seeds and settings
-  tables.md        the tables that are printed
-  WORLD.png        accuracy against calls, for each arm and its checkpoints
-  WORLD/ARM-SEED/  the model, its checkpoints, its answers to the held-out questions (held_out.jsonl)
-"""
-
 
 def run(arguments: Sequence[str]) -> int:
     """Raises `TrainingError`."""
-    options = _parser().parse_args(arguments)
+    options = parsers.study().parse_args(arguments)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     console = Console()
     console = console if console.is_terminal else Console(width=170)
@@ -273,29 +256,3 @@ def _targets(world: World, comparison: Comparison, out: Path) -> Iterator[Target
     if world.name == "noise" and comparison.has(ADVISED, START) and path.is_file():
         told: Mapping[str, Any] = json.loads(path.read_text("utf-8"))
         yield figures.unharmed_target(comparison, ADVISED, told["recommendation"])
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="governor train study",
-        description="Trains the atlas models by the entropy rewards and by what they are compared with, from"
-        " the same start and with the same budget, and judges all by the same held-out questions, through a"
-        " real vLLM.",
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument(
-        "--worlds", nargs="+", choices=WORLDS, default=list(WORLDS), help="(all: %(default)s)"
-    )
-    parser.add_argument("--arms", nargs="+", metavar="ARM", help="only these of each world (all)")
-    parser.add_argument("--seeds", type=int, nargs="+", help="of the training (1 2 3)")
-    parser.add_argument("--steps", type=int, help="of online training (as the recipes say)")
-    parser.add_argument("--tasks", type=int, help=f"held-out questions ({Plan().tasks})")
-    parser.add_argument("--logged", type=int, help=f"conversations in the logs ({Plan().logged})")
-    parser.add_argument(
-        "--out", type=Path, default=Path("build/train"), metavar="FOLDER", help="(%(default)s)"
-    )
-    parser.add_argument("--quick", action="store_true", help="a tiny budget: whether everything runs")
-    parser.add_argument("--no-curves", action="store_true", help="ask no checkpoints, only the models")
-    parser.add_argument("--report", action="store_true", help="train nothing, tell what is there")
-    return parser
