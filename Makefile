@@ -93,14 +93,6 @@ docs: ## Build the documentation as a site into build/site; broken links are err
 
 docs-serve: ## Show the documentation at http://127.0.0.1:8001 while you write it
 	@scripts/docs serve --dev-addr 127.0.0.1:8001
-docs-images: ## Build the images with docker or podman (ARGS=--debian where no image registry is reached)
-	@scripts/images $(ARGS)
-
-containers: setup ## Walk from `compose up` to a decision on the dashboard, in the images of `make images` (minutes)
-	$(BIN)/pytest tests/containers/walk.py $(ARGS)
-
-serve: setup ## Show the documentation at http://127.0.0.1:8001 while you write it
-	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs serve --dev-addr 127.0.0.1:8001
 
 reference: setup ## Write the parts of the documentation that come from the code
 	@$(BIN)/python scripts/reference.py

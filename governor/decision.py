@@ -49,6 +49,7 @@ class Reason(StrEnum):
     NO_PROBE = "no_probe"
     REPLACEMENT_FAILED = "replacement_failed"
     NO_LOGPROBS = "no_logprobs"
+    UPSTREAM_REFUSES = "upstream_refuses"
     NOT_JUDGED = "not_judged"
     POLICY_ERROR = "policy_error"
     CUT_MESSAGE = "cut_message"
@@ -140,6 +141,7 @@ _BECAUSE: Final = {
     Reason.REPLACEMENT_FAILED: "what was to take its place could not be generated",
     Reason.NO_LOGPROBS: "upstream sent no logprobs",
     Reason.CUT_MESSAGE: "the message was not whole",
+    Reason.UPSTREAM_REFUSES: "upstream refuses what the governor adds to requests",
     Reason.NOT_JUDGED: "no policy was asked before it was delivered",
     Reason.POLICY_ERROR: "the policy failed",
     Reason.EXPLORATION: "it was drawn to be let through, to see whether withholding it would be right",

@@ -156,14 +156,7 @@ class Delivery:
         return edited(chunk, **self.head, **usage, choices=[{**choice, "delta": delta}])
 
     def _seen(self, chunks: Sequence[Json]) -> tuple[Json, ...]:
-        return tuple(seen for chunk in chunks if (seen := self._shown(chunk)) is not None)
-
-    def _shown(self, chunk: Json) -> Json | None:
-        """A chunk that is none goes on as it is: what waited with it would be lost with it."""
-        try:
-            return self._view.chunk(chunk)
-        except (AttributeError, KeyError, TypeError, ValueError):
-            return chunk
+        return tuple(seen for chunk in chunks if (seen := self._view.chunk(chunk)) is not None)
 
 
 def _logprobs(generation: Generation) -> Json | None:

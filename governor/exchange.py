@@ -33,6 +33,7 @@ from governor.delivery import Delivery
 from governor.errors import ProbeFailed, TurnMalformed
 from governor.experiment import Arm
 from governor.explanation import explanation
+from governor.fields import repeated
 from governor.generation import Generation, Purpose
 from governor.governance import Governance
 from governor.hold import Hold
@@ -154,9 +155,20 @@ class Exchange:
         return bool(self._body.get("stream"))
 
     @property
-    def shows_logprobs(self) -> bool:
-        """Whether the client asked for logprobs; what comes in may have them `Unread` where it did not."""
-        return self._view.logprobs
+    def view(self) -> ClientView:
+        """What of an answer the client asked for. What comes in may have its logprobs `Unread` where it did
+        not ask for them."""
+        return self._view
+
+    @property
+    def model(self) -> str:
+        """The model that the client asks for."""
+        return str(self._body.get("model") or "")
+
+    @property
+    def changes_request(self) -> bool:
+        """Whether upstream gets more or other than what the client sent; known after `admission`."""
+        return not self._view.shows_all or bool(self.pruning.stubs)
 
     @property
     def request(self) -> dict[str, Any]:
@@ -219,7 +231,7 @@ class Exchange:
     def missing_logprobs(self) -> bool:
         """Whether upstream did not send the logprobs that were asked for, or not of every token."""
         first = self._generations[0]
-        return bool(first.turn.finish_reason) and first.turn.has_gaps
+        return not self._judge.refused and bool(first.turn.finish_reason) and first.turn.has_gaps
 
     @property
     def policy_errors(self) -> Sequence[Exception]:
@@ -302,6 +314,17 @@ class Exchange:
         the client's request."""
         return self._admit(_Phase.ADMISSION, self._admission.begin() if self._acts else None)
 
+    def unmeasured(self) -> None:
+        """From here on upstream gets the client's own request, since it refuses what is added to it: what
+        came of another one is forgotten, all of the answer is the client's, and every call passes."""
+        self._acts = self._may_probe = False
+        self._judge.refused, self._judge.missing = True, frozenset()
+        self._view = replace(self._view, unchanged=True)
+        self._admission = Admission(self._body, self._governance, self._judge, self._ledger)
+        self._phase = _Phase.DECISION
+        self._generations[:] = [self._generation(Purpose.REQUEST, ())]
+        self._delivery = Delivery(self._view, self._generations)
+
     def receive(self, chunk: Json) -> tuple[Json, ...]:
         """Take in a stream chunk; returns what the client gets now."""
         return self._delivery.receive(chunk)
@@ -356,8 +379,15 @@ class Exchange:
     def probe_failed(self, why: str) -> Step:
         """The probe gave no answer, or none in time; `why` in one word."""
         self._probe_failures.append(why)
+        return self._without_probe(NoProbe.FAILED)
+
+    def probe_refused(self) -> Step:
+        """The probe was not sent, since upstream is known to refuse it."""
+        return self._without_probe(NoProbe.REFUSED)
+
+    def _without_probe(self, why: NoProbe) -> Step:
         if self._phase is not _Phase.LEAVING_OUT:
-            self._probed.probe = NoProbe.FAILED
+            self._probed.probe = why
         return self._after_probe(None)
 
     @property
@@ -382,9 +412,9 @@ class Exchange:
         self._phase = phase
         return Ask(Purpose.PROBE, probe_request({**self._body, "messages": probed}, self._governance.probe))
 
-    def interrupted(self) -> Deliver:
+    def interrupted(self, why: Reason = Reason.REPLACEMENT_FAILED) -> Deliver:
         """Something broke: all that waits goes out as upstream sent it, and calls withheld last pass after
-        all."""
+        all, `why` being the reason that is told."""
         self._answered = None
         current = self._generations[-1]
         current.decisions = ()
@@ -392,7 +422,9 @@ class Exchange:
             return self._deliver()
         self._generations.pop()
         before = self._generations[-1]
-        before.decisions = tuple(_let_pass(decision) for decision in before.decisions)
+        before.decisions = tuple(
+            replace(decision, action=Action.PASS, reason=why) for decision in before.decisions
+        )
         if not self.streams:
             return self._deliver()
         return self._chunks(self._delivery.released_chunks(before, shown=current.shown))
@@ -540,7 +572,7 @@ class Exchange:
     def _next(self, purpose: Purpose, body: Json, after: Generation, added: Sequence[Any]) -> Ask:
         self._delivery.set_aside(after)
         self._generations.append(self._generation(purpose, added))
-        return Ask(purpose, self._view.request(body))
+        return Ask(purpose, self._view.request(repeated(body, probe=False)))
 
     def _generation(self, purpose: Purpose, added: Sequence[Any]) -> Generation:
         answers = purpose is Purpose.ANSWER
@@ -597,10 +629,6 @@ class Exchange:
 
 def _any_tool(name: str) -> bool:
     return True
-
-
-def _let_pass(decision: Decision) -> Decision:
-    return replace(decision, action=Action.PASS, reason=Reason.REPLACEMENT_FAILED)
 
 
 __all__ = ["Ask", "Deliver", "Exchange", "Explain", "Purpose", "Step"]

@@ -7,7 +7,7 @@ from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from enum import Enum
 from functools import cached_property
-from typing import Any
+from typing import Any, Final
 
 from governor.calls import CallSignature, ToolCall, ToolEffect, schemas_of, tool_names
 from governor.conversation import ExecutedCall, executed_calls, pending_calls, step, withheld_signatures
@@ -24,15 +24,21 @@ from governor.volatility import changed_tools
 
 
 class NoProbe(Enum):
-    """Why there is no probe to judge by: none was asked for yet, it gave no answer, or none may be asked
-    for."""
+    """Why there is no probe to judge by: none was asked for yet, it gave no answer, none may be asked for, or
+    upstream is known to refuse it."""
 
     NOT_ASKED = "not_asked"
     FAILED = "failed"
     NOT_ALLOWED = "not_allowed"
+    REFUSED = "refused"
 
 
 ProbeState = ProbeAnswer | NoProbe
+
+_WITHOUT_PROBE: Final[Mapping[ProbeState, Reason]] = {
+    NoProbe.NOT_ALLOWED: Reason.NO_PROBE,
+    NoProbe.REFUSED: Reason.UPSTREAM_REFUSES,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +109,8 @@ class Judge:
         self.missing: AbstractSet[CallSignature] = frozenset()
         self.catalog = governance.catalog.with_tools(tools)
         self.errors: list[Exception] = []
+        self.refused = False
+        """Upstream took the client's own request only: every call passes."""
 
     @cached_property
     def _schemas(self) -> Mapping[str, str]:
@@ -206,6 +214,8 @@ class Judge:
         except Exception as error:
             self.errors.append(error)
             return Proposal(evidence, False, Reason.POLICY_ERROR, rule=rule)
+        if self.refused:
+            return Proposal(evidence, False, Reason.UPSTREAM_REFUSES, rule=rule)
         if isinstance(judgement, Verdict):
             return Proposal(
                 evidence, judgement.withhold, judgement.reason, judgement.tier, judgement.inputs, rule
@@ -214,5 +224,5 @@ class Judge:
             return Proposal(evidence, False, Reason.NO_LOGPROBS, rule=rule)
         if probe is NoProbe.NOT_ASKED:
             return NEED_PROBE
-        reason = Reason.NO_PROBE if probe is NoProbe.NOT_ALLOWED else Reason.PROBE_FAILED
+        reason = _WITHOUT_PROBE.get(probe, Reason.PROBE_FAILED)
         return Proposal(evidence, False, reason, rule=rule)

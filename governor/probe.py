@@ -14,6 +14,7 @@ from typing import Any, Final
 
 from governor.calls import digest
 from governor.errors import LogprobsMalformed, ProbeFailed
+from governor.fields import repeated
 from governor.markup import answer_part, reads_as_call
 from governor.spans import Markup, SpanKind, segment, spans
 from governor.tokens import Token, tokens_from_logprobs
@@ -23,24 +24,6 @@ BAN: Final = -100
 
 SURE_MARGIN: Final = 0.95
 """Least lead of the first token over the second, in every token of a forced answer that is a sure one."""
-
-_NOT_FOR_THE_PROBE: Final = frozenset(
-    {
-        # How the client wants its own answer sent, sampled, sized or named.
-        "stream_options",
-        "seed",
-        "max_completion_tokens",
-        "min_tokens",
-        "request_id",
-        "prompt_logprobs",
-        # vLLM leaves the logprobs out where it leaves the reasoning out.
-        "include_reasoning",
-        # They would replace the tokens' texts or add what nobody reads.
-        "return_tokens_as_token_ids",
-        "return_token_ids",
-        "logprob_token_ids",
-    }
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,8 +84,7 @@ def fingerprint(text: str) -> str:
 def probe_request(body: Mapping[str, Any], settings: ProbeSettings) -> dict[str, Any]:
     """The chat request that asks for the forced answer to the client's request `body`; greedy, whole, with
     logprobs."""
-    request = {key: value for key, value in body.items() if key not in _NOT_FOR_THE_PROBE}
-    request = without_calls(request, settings)
+    request = without_calls(repeated(body, probe=True), settings)
     request |= {
         "stream": False,
         "n": 1,

@@ -93,6 +93,8 @@ class ClientView:
     asked: int
     sent: int
     token_ids: bool = False
+    unchanged: bool = False
+    """Upstream gets the client's own request, so that all of its answer is the client's."""
     reasoning: bool = True
 
     @classmethod
@@ -108,9 +110,9 @@ class ClientView:
         )
 
     @property
-    def complete(self) -> bool:
+    def shows_all(self) -> bool:
         """Whether the client asked for all that upstream is asked for."""
-        return self.logprobs and self.asked == self.sent and self.reasoning
+        return self.unchanged or (self.logprobs and self.asked == self.sent and self.reasoning)
 
     def request(self, body: Json) -> dict[str, Any]:
         """`body` with what the governor needs to measure."""
@@ -120,7 +122,7 @@ class ClientView:
     def chunk(self, chunk: Json) -> Json | None:
         """The stream chunk that the client would have received; None if none, `chunk` itself if all of it."""
         choices = chunk.get("choices")
-        if self.complete or not choices or not isinstance(choices, list):
+        if self.shows_all or not choices or not isinstance(choices, list):
             return chunk
         shown = choices if self.reasoning else [_without_reasoning(choice, "delta") for choice in choices]
         if not self.logprobs and not self.token_ids and all(map(_is_for_us_alone, shown, choices)):
@@ -131,37 +133,39 @@ class ClientView:
         """The response that the client would have received; `response` itself if nothing is to be taken
         out."""
         choices = response.get("choices")
-        if self.complete or not choices or not isinstance(choices, list):
+        if self.shows_all or not choices or not isinstance(choices, list):
             return response
         if not self.reasoning:
             choices = [_without_reasoning(choice, "message") for choice in choices]
         return self._with_choices(response, choices)
 
     def _with_choices(self, source: Json, choices: list[Any]) -> Json:
-        if self.reasoning and not [choice for choice in choices if choice.get("logprobs")]:
+        if self.reasoning and not any(isinstance(one, Mapping) and one.get("logprobs") for one in choices):
             return source
         return edited(source, choices=[self._choice(choice) for choice in choices])
 
-    def _choice(self, choice: Json) -> Json:
-        logprobs = choice.get("logprobs")
+    def _choice(self, choice: Any) -> Any:
+        logprobs = choice.get("logprobs") if isinstance(choice, Mapping) else None
         if not logprobs:
             return choice
         return {**choice, "logprobs": self._trimmed(logprobs) if self.logprobs else None}
 
-    def _trimmed(self, logprobs: Json) -> Json:
+    def _trimmed(self, logprobs: Any) -> Any:
         """The first `asked` alternatives: vLLM puts the sampled token first whatever its rank, then the
-        others in order, so that a shorter list is a prefix of a longer one."""
+        others in order, so that a shorter list is a prefix of a longer one. What is not of the documented
+        shape holds nothing that was asked for here."""
+        if not isinstance(logprobs, Mapping):
+            return logprobs
         trimmed = {
-            key: [
-                {**token, "top_logprobs": token["top_logprobs"][: self.asked]}
-                if "top_logprobs" in token
-                else token
-                for token in logprobs[key]
-            ]
+            key: [self._token(token) for token in logprobs[key]]
             for key in ("content", "refusal")
-            if logprobs.get(key)
+            if isinstance(logprobs.get(key), list)
         }
         return {**logprobs, **trimmed}
+
+    def _token(self, token: Any) -> Any:
+        top = token.get("top_logprobs") if isinstance(token, Mapping) else None
+        return {**token, "top_logprobs": top[: self.asked]} if isinstance(top, list) else token
 
 
 REASONING_KEYS = ("reasoning", "reasoning_content")
@@ -186,10 +190,10 @@ def _is_strict(tool: object) -> bool:
     return isinstance(function, Mapping) and bool(function.get("strict"))
 
 
-def _without_reasoning(choice: Json, key: str) -> Json:
+def _without_reasoning(choice: Any, key: str) -> Any:
     """A choice whose message, or delta, has no reasoning: None in a message, as vLLM writes it, and no field
     in a delta."""
-    message = choice.get(key)
+    message = choice.get(key) if isinstance(choice, Mapping) else None
     if not isinstance(message, Mapping) or not any(map(message.get, REASONING_KEYS)):
         return choice
     if key == "message":
@@ -199,7 +203,9 @@ def _without_reasoning(choice: Json, key: str) -> Json:
     return {**choice, key: shown}
 
 
-def _is_for_us_alone(shown: Json, sent: Json) -> bool:
+def _is_for_us_alone(shown: Any, sent: Any) -> bool:
     """Whether upstream sent a chunk's choice, of which this is `shown`, only for what the governor asked."""
+    if not isinstance(shown, Mapping):
+        return False
     empty = shown.get("delta") == {} and shown.get("finish_reason") is None
     return empty and (shown is not sent or bool(shown.get("logprobs")))

@@ -31,6 +31,10 @@ REASONS = {
         "timeout", "connect_timeout", "unreachable", "broken", "malformed", "empty", "call", "no_logprobs",
         "status_ and a number",
     ],
+    "governor_refused_additions_total": [
+        "error_body", "error_event", "empty", "unreadable", "encoded", "broken", "timeout",
+        "status_ and a number",
+    ],
     "governor_pruned_results_total": [reason.value for reason in StubReason],
 }  # fmt: skip
 """What the label `reason` can be, for each metric that has it."""

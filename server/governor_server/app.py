@@ -51,7 +51,16 @@ if TYPE_CHECKING:
 METRICS = "/metrics"
 OPEN = frozenset({"/healthz", "/readyz"})
 """Routes that tell nothing but whether the proxy works."""
-OPERATORS = frozenset({"/governor/gates", "/governor/decisions", "/governor/volatile", FEEDBACK, EFFECT})
+OPERATORS = frozenset(
+    {
+        "/governor/gates",
+        "/governor/decisions",
+        "/governor/refusals",
+        "/governor/volatile",
+        FEEDBACK,
+        EFFECT,
+    }
+)
 OWN = OPEN | OPERATORS | {METRICS}
 READY_TIMEOUT_S = 2.0
 VERSION = importlib.metadata.version("tool-governor")
@@ -159,6 +168,7 @@ class GovernorApp:
         self.tracing = self.proxy.tracing = self._traced(settings.tracing)
         metrics.watch(metrics.running_requests, lambda: self.proxy.slots.running)
         metrics.watch(metrics.waiting_requests, lambda: self.proxy.slots.waiting)
+        metrics.watch(metrics.paused_additions, lambda: self.proxy.refusals.paused)
         self.gatekeeper: Gatekeeper | None = None
         if settings.governance.policy == CALIBRATED:
             self.gatekeeper = Gatekeeper(
@@ -394,6 +404,12 @@ def own_routes(app: GovernorApp) -> FastAPI:
     async def gates() -> Mapping[str, Any]:
         """Where the calibrated gate of each model stands, with a sentence; empty under another policy."""
         return app.gatekeeper.report() if app.gatekeeper else {}
+
+    @routes.get("/governor/refusals", responses=REFUSALS, dependencies=key)
+    async def refusals() -> Mapping[str, Any]:
+        """What upstream refused of what the governor adds to requests, and what is therefore left out for
+        now: by tenant, model, server and addition. Of the process that answers, where there are several."""
+        return {"refusals": app.proxy.refusals.report()}
 
     @routes.get("/governor/volatile", responses=REFUSALS, dependencies=key)
     async def volatile() -> Mapping[str, Any]:

@@ -32,6 +32,11 @@ class Reply:
         self._request_id = request_id
         self.upstream_id = ""
         self.status = 0
+        self._head: tuple[int, Headers] | None = None
+
+    def prepare(self, status: int, headers: Headers) -> None:
+        """The head of a body that begins with its first piece; until then another one may take its place."""
+        self._head = status, headers
 
     async def begin(self, status: int, headers: Headers) -> None:
         self.status = status
@@ -43,9 +48,17 @@ class Reply:
 
     async def piece(self, body: bytes) -> None:
         if body:
+            await self.open()
             await self._send({"type": "http.response.body", "body": body, "more_body": True})
 
+    async def open(self) -> None:
+        """Send the head that was prepared, if it still waits."""
+        head, self._head = self._head, None
+        if head is not None and not self.status:
+            await self.begin(*head)
+
     async def end(self, body: bytes = b"") -> None:
+        await self.open()
         await self._send({"type": "http.response.body", "body": body, "more_body": False})
 
     async def whole(self, status: int, headers: Headers, body: bytes) -> None:

@@ -104,6 +104,10 @@ class Balancer:
         """For people."""
         return ", ".join(member.upstream.url for member in self.members)
 
+    def serving(self, affinity: str = "") -> str:
+        """The address of the server that a request would go to now."""
+        return self._choose(affinity, []).upstream.url
+
     async def __aenter__(self) -> Balancer:
         for member in self.members:
             await self._stack.enter_async_context(member.upstream)

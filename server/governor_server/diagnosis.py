@@ -51,14 +51,14 @@ class Tier:
 
 
 _RULES = ("server", "key", "model", "chat", "tool calls")
-_PROBE = (*_RULES, "logprobs", "top_logprobs", "call ban", "forced answer", "reasoning off")
+_PROBE = (*_RULES, "logprobs", "top_logprobs", "additions", "call ban", "forced answer", "reasoning off")
 TIERS = (
     Tier(0, "rules", "Repeats, cycles and budgets are found without any measurement.", _RULES),
     Tier(
         1,
         "stream signals",
         "Entropy is measured while the model writes.",
-        (*_RULES, "logprobs", "top_logprobs", "logprobs of calls", "streamed logprobs"),
+        (*_RULES, "logprobs", "top_logprobs", "additions", "logprobs of calls", "streamed logprobs"),
     ),
     Tier(2, "probe", "A short forced answer shows what the model knows without the call.", _PROBE),
     Tier(

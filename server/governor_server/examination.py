@@ -1,7 +1,7 @@
 """The checks of an upstream, each tried out on the wire.
 
 What the proxy relies on is tried, not looked up: a version number says little about a server's flags and
-about a gateway in between. About twenty requests of a few tokens each.
+about a gateway in between. About thirty requests of a few tokens each.
 """
 
 from __future__ import annotations
@@ -16,8 +16,9 @@ from typing import Any, Final
 from governor.calls import tool_names
 from governor.errors import GovernorError, ProbeFailed
 from governor.markup import reads_as_call
-from governor.probe import ProbeAnswer, probe_answer, probe_request
-from governor.request import Json
+from governor.notices import NOTICE_REPEATED
+from governor.probe import ProbeAnswer, probe_answer, probe_request, without_calls
+from governor.request import ClientView, Json
 from governor.tool_parsers import parser_of
 from governor.turn import Turn
 from governor_server.balancer import shows_health
@@ -40,6 +41,13 @@ BAN_FIX: Final = (
     "Use vLLM, which honours `logit_bias` and `bad_words`; a gateway before it must hand them on. "
     "`--policy rules` works without."
 )
+ADDITION_FIXES: Final = {
+    "request": "Start vLLM with --max-logprobs of at least governance.top_logprobs; a gateway before it must "
+    "hand on `logprobs` and `top_logprobs` beside `tools`, streamed and whole.",
+    "answer": "Set governance.action: notice, or have `tool_choice` none and the ban on the call accepted.",
+    "continuation": "Set governance.action: answer, or have a tool's result after a call accepted.",
+}
+"""What to change where a server refuses what the proxy adds."""
 FASTER: Final = 0.7
 """The share of the first answer's time below which a second one looks cached."""
 
@@ -100,6 +108,7 @@ class Examination:
         self._nonce = nonce
         self._models = Answer(0, b"")
         self._first_token = ""
+        self._takes_logprobs = True
         self._free: Turn | None = None
         self._forced: Turn | None = None
 
@@ -140,6 +149,7 @@ class Examination:
             "call ban": (self._check_ban, ("logprobs",)),
             "forced answer": (self._check_forced, ("logprobs",)),
             "reasoning off": (self._check_reasoning_off, ("chat", "forced answer")),
+            "additions": (self._check_additions, ("logprobs", "tool calls")),
             "prefix cache": (self._check_cache, ("chat",)),
         }
 
@@ -212,13 +222,11 @@ class Examination:
         seen = answer.complaint if answer.refused or turn is None else "the answer has none"
         if turn is not None and turn.malformed_logprobs:
             seen = "they are not of the documented shape"
-        return Finding(
-            check,
-            MISSING,
-            seen,
-            "Without them no entropy can be measured.",
-            "Use vLLM, which sends them; a gateway before it must hand on `logprobs` and `top_logprobs`.",
-        )
+        fix = "Use vLLM, which sends them; a gateway before it must hand on `logprobs` and `top_logprobs`."
+        if answer.refused:
+            self._takes_logprobs = False
+            fix = f"Start vLLM with --max-logprobs {self._probe.top_logprobs}, where it is less. {fix}"
+        return Finding(check, MISSING, seen, "Without them no entropy can be measured.", fix)
 
     async def _check_top_logprobs(self, check: str) -> Finding:
         wanted = self._probe.top_logprobs
@@ -479,6 +487,42 @@ class Examination:
         inside = thought.replace(opening, "") if opening else thought
         return bool(turn.reasoning.strip() or (marked and inside.strip()))
 
+    # What the proxy adds
+
+    async def _check_additions(self, check: str) -> Finding:
+        """An agent's request with what the proxy makes of it, and what it sends in the place of withheld
+        calls: each against the agent's own, since a server may refuse them in this combination only."""
+        plain = {**self._request(), "temperature": 0, "max_tokens": 8}
+        if self._whole(await self._chat(plain)) is None:
+            return Finding(check, SKIPPED, "the agent's own request is refused")
+        refused: dict[str, str] = {}
+        for name, body in self._added_requests(plain).items():
+            for streamed in (False, True):
+                answer = await self._chat({**body, "stream": streamed})
+                if (self._streamed(answer) if streamed else self._whole(answer)) is None:
+                    refused.setdefault(name, answer.complaint)
+        if not refused:
+            return Finding(check, OK, "the agent's request is taken with all that is added to it")
+        return Finding(
+            check,
+            MISSING if "request" in refused else WARN,
+            "refused: " + "; ".join(f"{name} ({complaint})" for name, complaint in refused.items()),
+            "The agent's own request counts then, and its calls pass; the rest is left out for a while.",
+            " ".join(ADDITION_FIXES[name] for name in refused),
+        )
+
+    def _added_requests(self, plain: Json) -> Mapping[str, Json]:
+        measured = ClientView.of(plain, self._probe.top_logprobs).request
+        name = tool_names(self._sample["tools"])[0]
+        call = {"id": "call_1", "type": "function", "function": {"name": name, "arguments": "{}"}}
+        notice = {"role": "tool", "tool_call_id": "call_1", "content": NOTICE_REPEATED}
+        said = {"role": "assistant", "content": None, "tool_calls": [call]}
+        return {
+            "request": measured(plain),
+            "answer": measured(without_calls(plain, self._probe)),
+            "continuation": measured({**plain, "messages": [*plain["messages"], said, notice]}),
+        }
+
     # The prefix cache
 
     async def _check_cache(self, check: str) -> Finding:
@@ -524,9 +568,10 @@ class Examination:
 
     def _agents(self) -> dict[str, Any]:
         """What the proxy makes of an agent's request."""
-        top = self._probe.top_logprobs
-        limits = {"max_tokens": CALL_TOKENS, "temperature": 0, "logprobs": True, "top_logprobs": top}
-        return {**self._request(), "tool_choice": "auto", **limits}
+        limits = {"max_tokens": CALL_TOKENS, "temperature": 0}
+        measured = {"logprobs": True, "top_logprobs": self._probe.top_logprobs}
+        added = measured if self._takes_logprobs else {}
+        return {**self._request(), "tool_choice": "auto", **limits, **added}
 
     def _plain(self, **fields: Any) -> dict[str, Any]:
         """A request without tools."""

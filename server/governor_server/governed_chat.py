@@ -5,14 +5,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager, nullcontext, suppress
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 import orjson
 
-from governor.decision import Mode
+from governor.decision import Mode, Reason
 from governor.exchange import Ask, Deliver, Exchange, Purpose, Step
 from governor.request import Json
 from governor_server import answers, exact_json, sse
@@ -20,21 +20,23 @@ from governor_server.access import Caller
 from governor_server.accounting import account
 from governor_server.api_errors import Headers
 from governor_server.asgi import EVENT_STREAM, Reply, Scope, target, unbuffered
+from governor_server.balancer import NEVER_SENT
 from governor_server.current import current
 from governor_server.keep_alive import KeepAlive
+from governor_server.logprobs_filter import LogprobsFilter
 from governor_server.logs import fields
+from governor_server.refusals import FAILING, TO_THE_CLIENTS, Addition, Key, Refused, flaw, refuses, shows
 from governor_server.upstream import UpstreamError, UpstreamResponse, requested
 
 if TYPE_CHECKING:
     from governor_server.proxy import Proxy
 
-REFUSED = frozenset({400, 422})
-"""Upstream does not like the request. It may be what the governor added, so it is asked again without
-that."""
-
 MAX_MEASURED_BYTES = 512 * 1024 * 1024
 """Of one stream that is read for its tokens: several hundred thousand tokens with 20 logprobs each. What
 comes after is handed on unread, so that an answer without end does not fill the memory."""
+
+_BLANK_LINES = (b"\n\n", b"\r\r", b"\r\n\r\n")
+"""How an event ends, and with it what the pieces of a large one belong to."""
 
 _LENGTH = frozenset({b"content-length"})
 _REWRITTEN = frozenset({b"content-length", b"accept-encoding"})
@@ -67,8 +69,15 @@ class GovernedChat:
         self._reply = reply
         self._start = start
         self._waited_s = waited_s
-        self._parsed: Callable[[bytes], Any] = answers.whole if exchange.shows_logprobs else answers.parsed
+        self._parsed: Callable[[bytes], Any] = answers.whole if exchange.view.logprobs else answers.parsed
+        self._filter = LogprobsFilter(exchange.view)
         self._may_fail = proxy.fail_open("chunk")
+        self._added: Addition | None = None
+        self._unchanged = False
+        self._may_ask_again = False
+        self._opening = b""
+        self._unread_answer = False
+        self._evidence: list[tuple[Key, str]] = []
         self._keep_alive = KeepAlive(
             reply, proxy.max_silence_s, proxy.sleep, holds=lambda: self._later or bool(self._held)
         )
@@ -85,16 +94,18 @@ class GovernedChat:
         self._trace = self._request.trace if self._request is not None else None
 
     async def run(self) -> None:
-        """Ask upstream, and give the client what the exchange says."""
-        async with self._ask(await self._admitted(), _REWRITTEN) as response:
-            if not await refused(response):
-                await self._take(response)
-                return
-        async with self._ask(self._raw, frozenset()) as response:
-            if not await refused(response):
-                self._proxy.metrics.fail_open_total.labels("refused").inc()
-            self._proxy.metrics.count_upstream(response.status)
-            await self._reply.relay(response)
+        """Ask upstream, and give the client what the exchange says. As long as the client got nothing of an
+        answer to what was added, its own request is asked instead."""
+        body = await self._admitted()
+        self._may_ask_again = self._added is not None
+        try:
+            await self._exchanged(body)
+        except UpstreamError as error:
+            if not self._may_ask_again or error.reason in NEVER_SENT:
+                raise
+            await self._ask_again(error.reason)
+        finally:
+            self._learn_from_evidence()
 
     def _ask(
         self, body: bytes, drop: frozenset[bytes], purpose: Purpose = Purpose.REQUEST
@@ -106,21 +117,47 @@ class GovernedChat:
 
     async def _admitted(self) -> bytes:
         """The client's request as it goes upstream."""
+        if not self._exchange.view.shows_all and not self._allows(Addition.LOGPROBS):
+            self._leave_alone()
+            return self._raw
         with self._proxy.fail_open("admission"):
-            step: Step = self._exchange.admission()
+            step: Step = (
+                self._exchange.admission()
+                if self._allows(Addition.STUBS)
+                else Ask(Purpose.REQUEST, self._exchange.request)
+            )
             while isinstance(step, Ask) and step.purpose is Purpose.PROBE:
                 step = await self._probe(step)
-            if isinstance(step, Ask):
+            if isinstance(step, Ask) and self._exchange.changes_request:
+                pruned = bool(self._exchange.pruning.stubs)
+                self._added = Addition.STUBS if pruned else Addition.LOGPROBS
                 return exact_json.dumps(step.body)
         return self._raw
 
+    async def _exchanged(self, body: bytes) -> None:
+        async with self._ask(body, frozenset() if self._unchanged else _REWRITTEN) as response:
+            try:
+                await self._take(response)
+            except Refused:
+                self._waited_s += response.waited_s
+                raise
+        if self._added is not None and self._exchange.complete:
+            self._note(self._added)
+
     async def _take(self, response: UpstreamResponse) -> None:
-        streamed = response.content_type == EVENT_STREAM
         self._proxy.metrics.count_upstream(response.status)
-        if response.status != 200:
+        if self._may_ask_again and refuses(response):
+            raise Refused(f"status_{response.status if response.status < 600 else 'other'}")
+        streamed = response.content_type == EVENT_STREAM
+        if self._reply.status and not (response.status == 200 and streamed and not response.encoded):
+            await self._tell_in_stream(response)
+        elif not 200 <= response.status < 300:
             await self._reply.relay(response)
-        elif response.encoded or streamed is not self._exchange.streams:
+        elif not self._unchanged and not response.decode() and self._may_ask_again:
+            raise Refused("encoded")
+        elif response.encoded or (streamed is not self._exchange.streams and self._added is None):
             self._proxy.metrics.fail_open_total.labels("unreadable").inc()
+            self._unread_answer = True
             await self._reply.relay(response)
         else:
             try:
@@ -130,57 +167,158 @@ class GovernedChat:
                 if self._kept:
                     self._delivered()
 
+    # The client's own request
+
+    async def _ask_again(self, how: str) -> None:
+        """What was added is refused, `how` says in which way: the client's own request is what counts."""
+        assert self._added is not None
+        key = self._key(self._added)
+        self._added, self._may_ask_again = None, False
+        self._leave_alone()
+        status = 0
+        try:
+            async with self._ask(self._raw, frozenset()) as response:
+                status = response.status
+                await self._take(response)
+        except UpstreamError as error:
+            self._proxy.refusals.refused(key, FAILING)
+            if not status and self._reply.status:
+                await self._reply.piece(sse.event(error.body))
+            raise
+        if self._exchange.complete or self._unread_answer:
+            self._proxy.metrics.fail_open_total.labels("refused").inc()
+            # The size is that of this one request, and says nothing of the next one.
+            if how != "status_413":
+                self._evidence.append((key, how))
+        elif status >= 500 or status == 200:
+            self._proxy.refusals.refused(key, FAILING)
+
+    def _leave_alone(self) -> None:
+        """The client's own bytes go upstream, and all that comes back is the client's."""
+        self._unchanged = True
+        self._exchange.unmeasured()
+        self._parsed = answers.whole
+        self._opening, self._held, self._measured, self._given_up = b"", 0, 0, False
+
+    async def _tell_in_stream(self, response: UpstreamResponse) -> None:
+        """The client has the comments of a stream that came to nothing: what its own request led to can only
+        be told in it."""
+        raw = await response.read_up_to(self._proxy.limits.max_held_bytes)
+        try:
+            told = sse.event({"error": orjson.loads(raw)["error"]})
+        except (orjson.JSONDecodeError, KeyError, TypeError):
+            told = sse.event(Refused(f"status_{response.status}").body)
+        await self._reply.end(told + b"data: [DONE]\n\n")
+
+    def _key(self, addition: Addition) -> Key:
+        server = self._proxy.upstream.serving(self._exchange.conversation)
+        return Key(self._caller.tenant, self._exchange.model, server, addition)
+
+    def _allows(self, addition: Addition) -> bool:
+        return self._proxy.refusals.allows(self._key(addition))
+
+    def _note(self, addition: Addition, how: str = "") -> None:
+        """Upstream took an addition, or refused it; what that says depends on whether the client's own
+        request is answered."""
+        self._evidence.append((self._key(addition), how))
+
+    def _learn_from_evidence(self) -> None:
+        evidence, self._evidence = self._evidence, []
+        for key, how in evidence:
+            if not how:
+                self._proxy.refusals.accepted(key)
+                continue
+            self._proxy.metrics.count_refusal(key.addition, how, key.model)
+            if self._exchange.complete or key.addition in TO_THE_CLIENTS:
+                self._proxy.refusals.refused(key, how)
+
     # A whole response
 
     async def _whole(self, response: UpstreamResponse) -> None:
         raw = await response.read_up_to(self._proxy.limits.max_held_bytes)
         if not response.at_end:
             self._proxy.metrics.fail_open_total.labels("held_bytes").inc()
-            await self._reply.relay(response)
+            await self._relay_filtered(response)
             return
+        parsed = read(raw, self._parsed)
+        if self._may_ask_again and (how := flaw(parsed)):
+            raise Refused(how)
+        self._may_ask_again = False
         self._upstream_done(response)
         self._later = True
-        parsed: Json = {}
         step: Step = Deliver()
-        with self._proxy.fail_open("response"):
-            parsed = self._parsed(raw)
-            self._exchange.receive_response(parsed)
-            self._generated()
-            step = await self._decided()
-        if not isinstance(step, Deliver) or step.body is None:
-            with self._proxy.fail_open("release"):
-                step = self._exchange.interrupted()
-        body = raw
+        if self._exchange.streams:
+            self._proxy.metrics.fail_open_total.labels("unreadable").inc()
+        else:
+            with self._proxy.fail_open("response"):
+                self._exchange.receive_response(parsed)
+                self._generated()
+                step = await self._decided()
+            if not isinstance(step, Deliver) or step.body is None:
+                with self._proxy.fail_open("release"):
+                    step = self._exchange.interrupted()
+        body = b""
         with self._proxy.fail_open("body"):
             # Of a body that nobody could read there is nothing to deliver but itself.
-            if isinstance(step, Deliver) and parsed and step.body and step.body is not parsed:
-                body = exact_json.dumps(step.body)
+            if isinstance(step, Deliver) and parsed and step.body:
+                body = raw if step.body is parsed else exact_json.dumps(step.body)
+        body = body or self._unasked_left_out(raw, parsed)
         headers = [pair for pair in response.headers if pair[0] not in _LENGTH]
         await self._keep()
         await self._reply.whole(response.status, [*headers, *self._own_headers(decided=True)], body)
         self._delivered()
+
+    def _unasked_left_out(self, raw: bytes, parsed: Any) -> bytes:
+        """A body of which the core makes nothing, as the client asked for it."""
+        view = self._exchange.view
+        if view.shows_all:
+            return raw
+        if not isinstance(parsed, dict):
+            return self._filter.cut(raw)
+        shown = view.response(parsed)
+        return raw if shown is parsed else exact_json.dumps(shown)
+
+    async def _relay_filtered(self, response: UpstreamResponse) -> None:
+        """A body too large to be read: as it comes, without what the client did not ask for."""
+        if self._exchange.view.shows_all:
+            await self._reply.relay(response)
+            return
+        self._may_ask_again = False
+        await self._reply.begin(
+            response.status, [pair for pair in response.headers if pair[0] not in _LENGTH]
+        )
+        async for piece in response.pieces():
+            await self._reply.piece(self._filter.feed(piece))
+        await self._reply.end(self._filter.feed(b"", end=True))
 
     # A stream
 
     async def _stream(self, response: UpstreamResponse) -> None:
         headers = [pair for pair in response.headers if pair[0] not in _LENGTH]
         headers = unbuffered([*headers, *self._own_headers(decided=False)])
-        await self._reply.begin(response.status, headers)
+        self._reply.prepare(response.status, headers)
+        if not self._exchange.streams:
+            self._given_up = True
+            self._proxy.metrics.fail_open_total.labels("unreadable").inc()
         done = b""
         try:
             done = await self._generation(response)
             await self._settled(response)
+            if self._may_ask_again and not self._exchange.complete:
+                raise Refused("empty")
+            self._may_ask_again = False
             self._upstream_done(response)
             if not self._given_up:
                 self._generated()
             for_client = self._chunks(await self._finish())
         except UpstreamError as error:
-            await self._broke_off(error, done)
+            if not self._may_ask_again:
+                await self._broke_off(error, done)
             raise
         finally:
             self._keep_alive.end()
         await self._keep()
-        await self._reply.end(for_client + done)
+        await self._reply.end(self._opening + for_client + done)
         self._delivered()
 
     async def _generation(self, response: UpstreamResponse) -> bytes:
@@ -197,11 +335,13 @@ class GovernedChat:
                     await self._speak(b"".join(out))
                     return event.raw
                 out.append(self._event(event))
+            if out and self._exchange.streams:
+                await self._reply.open()
             await self._speak(b"".join(out))
         rest = reader.rest()
         if not self._given_up and (rest or not self._exchange.complete):
             self._proxy.metrics.upstream_failures_total.labels("truncated").inc()
-        return b"" if self._later else rest
+        return b"" if self._later else self._unread(rest, end=True)
 
     async def _settled(self, response: UpstreamResponse) -> None:
         """Returns once upstream is done with a stream of which nothing more is wanted. A connection that
@@ -228,25 +368,45 @@ class GovernedChat:
     def _event(self, event: sse.Event) -> bytes:
         """What the client gets for one event of upstream."""
         if event.data is None:
-            return b"" if self._later and not sse.is_comment(event.raw) else event.raw
+            return b"" if self._later and not sse.is_comment(event.raw) else self._unread(event.raw)
+        if self._given_up and self._exchange.view.shows_all:
+            return b"" if self._later else event.raw
+        parsed = read(event.data, self._parsed)
+        if self._may_ask_again and (how := not_yet(parsed)):
+            raise Refused(how)
         if self._given_up:
-            return b"" if self._later else self._unjudged(event)
+            return self._unasked(parsed, event)
         with self._may_fail:
-            chunk = answers.chunk(event, self._parsed)
+            chunk = answers.chunk(event, lambda _: parsed)
             if passed := self._exchange.receive(chunk):
                 self._held = 0
-                return b"".join(map(answers.written, passed))
+                return self._opened(passed, b"".join(map(answers.written, passed)))
             return self._waits(len(event.raw))
-        return self._give_up() + (b"" if self._later else self._unjudged(event))
+        return self._give_up() + self._unasked(parsed, event)
 
-    def _unjudged(self, event: sse.Event) -> bytes:
-        """An event that passes, without what the client did not ask for; as it is where nobody can read
-        it."""
-        try:
-            chunk = self._exchange.shown(answers.chunk(event, self._parsed))
-        except (AttributeError, TypeError, ValueError):
-            return event.raw
-        return b"" if chunk is None else answers.written(chunk)
+    def _opened(self, passed: Sequence[Json], written: bytes) -> bytes:
+        """Until something of a message comes, all else waits for it: if an error comes instead, the client's
+        own request is asked."""
+        self._may_ask_again = self._may_ask_again and not any(map(shows, passed))
+        out = self._opening + written
+        self._opening = out if self._may_ask_again else b""
+        return b"" if self._may_ask_again else out
+
+    def _unasked(self, parsed: Any, event: sse.Event) -> bytes:
+        """An event that the governor makes nothing of, without what the client did not ask for."""
+        if self._later:
+            return b""
+        if not isinstance(parsed, dict):
+            return self._filter.cut(event.raw)
+        shown = self._exchange.shown(answers.chunk(event, lambda _: parsed))
+        return b"" if shown is None else self._opened((shown,), answers.written(shown))
+
+    def _unread(self, raw: bytes, *, end: bool = False) -> bytes:
+        """Bytes of a stream that are no whole event: a comment, or a part of an event that has no end or is
+        too large to be kept."""
+        if self._exchange.view.shows_all:
+            return raw
+        return self._filter.feed(raw, end=end or raw.endswith(_BLANK_LINES))
 
     def _waits(self, size: int) -> bytes:
         """An event of `size` bytes is held back, or too much is by now."""
@@ -265,11 +425,11 @@ class GovernedChat:
     def _give_up(self) -> bytes:
         """What waits goes out. From here on upstream's events for the client's own request go on as they are;
         those of a later one are not needed any more."""
-        self._given_up = True
-        self._held = 0
+        self._given_up, self._may_ask_again, self._held = True, False, 0
+        opening, self._opening = self._opening, b""
         with self._proxy.fail_open("release"):
-            return self._chunks(self._exchange.interrupted())
-        return b""
+            return opening + self._chunks(self._exchange.interrupted())
+        return opening
 
     async def _finish(self) -> Deliver:
         if self._given_up:
@@ -303,9 +463,14 @@ class GovernedChat:
     async def _step(self, ask: Ask) -> Step:
         if ask.purpose in (Purpose.PROBE, Purpose.LABEL):
             return await self._probe(ask)
+        addition = Addition(ask.purpose.value)
+        if not self._allows(addition):
+            return self._exchange.interrupted(Reason.UPSTREAM_REFUSES)
         try:
             async with self._ask(exact_json.dumps(ask.body), _PROBE_DROPS, ask.purpose) as response:
-                if response.status != 200 or response.encoded:
+                if response.status != 200 or not response.decode():
+                    if refuses(response) or response.encoded:
+                        self._note(addition, f"status_{response.status}")
                     return self._exchange.interrupted()
                 if self._exchange.streams:
                     await self._generation(response)
@@ -315,33 +480,46 @@ class GovernedChat:
                     self._exchange.receive_response(self._parsed(raw))
                 self._waited_s += response.waited_s
                 self._generated()
+            ended = self._exchange.turn.finish_reason is not None
+            self._note(addition, "" if ended else "empty")
             return Deliver() if self._given_up else self._exchange.finish()
         except UpstreamError as error:
             log.warning("%s", error)
+            self._note(addition, error.reason)
             self._proxy.metrics.fail_open_total.labels(ask.purpose.value).inc()
             return self._exchange.interrupted()
 
     async def _probe(self, ask: Ask) -> Step:
+        if not self._allows(Addition.PROBE):
+            return self._exchange.probe_refused()
         start = perf_counter()
+        answer: Any = None
+        failure = ""
         try:
             async with asyncio.timeout(self._proxy.probe_timeout_s):
                 async with self._ask(exact_json.dumps(ask.body), _PROBE_DROPS, ask.purpose) as response:
-                    answer = orjson.loads(await response.read_up_to(self._proxy.limits.max_held_bytes))
-                    if self._trace is not None:
+                    response.decode()
+                    raw = await response.read_up_to(self._proxy.limits.max_held_bytes)
+                    answer = read(raw, orjson.loads)
+                    if self._trace is not None and answer is not None:
                         self._trace.answered(answer)
-            status = response.status
         except TimeoutError:
-            return self._exchange.probe_failed("timeout")
+            failure = "timeout"
         except UpstreamError as error:
-            return self._exchange.probe_failed(error.reason)
-        except orjson.JSONDecodeError:
-            return self._exchange.probe_failed("malformed")
+            failure = error.reason
         finally:
             taken = perf_counter() - start
             self._waited_s += taken
             self._proxy.metrics.probe_seconds.observe(taken)
-        if status != 200:
-            return self._exchange.probe_failed(f"status_{status}")
+        if failure:
+            self._note(Addition.PROBE, failure)
+            return self._exchange.probe_failed(failure)
+        if response.status != 200:
+            failure = f"status_{response.status}"
+            if refuses(response):
+                self._note(Addition.PROBE, failure)
+            return self._exchange.probe_failed(failure)
+        self._note(Addition.PROBE, flaw(answer))
         if not isinstance(answer, dict):
             return self._exchange.probe_failed("malformed")
         return self._exchange.probe_answered(answer)
@@ -434,6 +612,7 @@ class GovernedChat:
                 log.info("reviewed: %s", self._request.told(), extra=told)
 
     def _record(self) -> None:
+        self._learn_from_evidence()
         if self._request is not None:
             self._request.decided(self._exchange.decisions)
         if self._trace is not None:
@@ -447,9 +626,17 @@ class GovernedChat:
                 kept.put(transcript)
 
 
-async def refused(response: UpstreamResponse) -> bool:
-    """Whether upstream does not like the request. vLLM tells some of it in a stream that begins with an
-    error."""
-    if response.status == 200 and response.content_type == EVENT_STREAM:
-        return (await response.peek()).startswith(b'data: {"error"')
-    return response.status in REFUSED
+def read(raw: bytes, parse: Callable[[bytes], Any]) -> Any:
+    """The JSON in `raw`; None where it is none."""
+    try:
+        return parse(raw)
+    except (ValueError, TypeError, KeyError):
+        return None
+
+
+def not_yet(parsed: Any) -> str:
+    """What keeps the events of a stream that has not shown anything from becoming a message; "" if nothing
+    does so far."""
+    if not isinstance(parsed, dict):
+        return "unreadable"
+    return "error_event" if parsed.get("error") else ""

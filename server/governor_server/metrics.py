@@ -74,6 +74,7 @@ LABELS: Final[Mapping[str, str]] = {
     "kind": "`prompt` or `completion`",
     "upstream": "the address of a server, as configured",
     "model": f"the name that requests give, behind the tenant's; `{OTHER}` after the first {MAX_MODEL_NAMES}",
+    "addition": "`logprobs`, `stubs` (of pruned results), `probe`, `answer`, `continuation`",
     "judgement": "`informative`, `uninformative` or `spared`",
     "label": "`useful`, `confirmation`, `low_value` or `conflict`",
     "where": "the part that failed: " + ", ".join(f"`{where}`" for where in FAIL_OPEN),
@@ -207,6 +208,18 @@ class Metrics:
         self.fail_open_total = counter(
             "fail_open", "Calls that passed because a part of the governor failed.", "where"
         )
+        self.refused_additions_total = counter(
+            "refused_additions",
+            "Refusals of what the governor adds, where upstream answers the client's own request.",
+            "addition",
+            "reason",
+            "model",
+        )
+        self.paused_additions = gauge(
+            "paused_additions",
+            "Additions that are left out for now, of one tenant and model on one server each.",
+            "livesum",
+        )
         self.refused_requests_total = counter(
             "refused_requests", "Requests that the proxy itself refused, by the type of the error.", "reason"
         )
@@ -250,6 +263,10 @@ class Metrics:
     def count_call(self, tool: str, decision: str, reason: str) -> None:
         """Count one proposed call; unlike `tool_calls` itself, this caps the tool's name by `tool_label`."""
         self.tool_calls.labels(self.tool_label(tool), decision, reason).inc()
+
+    def count_refusal(self, addition: str, reason: str, model: str) -> None:
+        """Count one refusal of what the governor added; `model` is capped like the models of the gates."""
+        self.refused_additions_total.labels(addition, reason, self._models.label(model)).inc()
 
     def count_judgement(self, value: float | None) -> None:
         """Count one executed call: 0 and 1 as `governor.rewards` has it, None where it is not to be

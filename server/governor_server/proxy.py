@@ -55,6 +55,7 @@ from governor_server.limits import (
 )
 from governor_server.logs import fields
 from governor_server.metrics import Metrics
+from governor_server.refusals import Refusals
 from governor_server.tenants import conversation_name, qualified
 from governor_server.ungoverned import OTHER_APIS, UngovernedRequests
 from governor_server.upstream import Body, Upstream, UpstreamError, UpstreamResponse, requested
@@ -171,6 +172,7 @@ class Proxy:
     volatile: Volatile | None = None
     turns: Turns | None = None
     tracing: Tracing | None = None
+    refusals: Refusals = field(default_factory=Refusals)
     reviews: set[asyncio.Task[None]] = field(default_factory=set)
     slots: Slots = field(init=False)
     preflight_slots: Slots = field(init=False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import zlib
 from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager, suppress
 from contextvars import ContextVar
@@ -20,6 +21,7 @@ from multidict import CIMultiDict
 from yarl import URL
 
 from governor_server.api_errors import ApiError, Headers
+from governor_server.encoding import Decoder
 from governor_server.redirects import ADDRESSES, own_address
 
 
@@ -101,6 +103,7 @@ class UpstreamResponse:
         self.status = response.status
         self.headers = response_headers(response, roots)
         self._peeked: bytes | None = None
+        self._decoder: Decoder | None = None
         self.at_end = False
 
     @property
@@ -110,21 +113,41 @@ class UpstreamResponse:
     @property
     def encoded(self) -> bool:
         """Whether the body is compressed, and so cannot be read as it is."""
-        return self._response.headers.get("content-encoding", "identity") != "identity"
+        return self._decoder is None and self._encoding != "identity"
+
+    @property
+    def _encoding(self) -> str:
+        return self._response.headers.get("content-encoding", "identity")
+
+    def decode(self) -> bool:
+        """Read the body unpacked from now on, without the header that says that it is packed; False where
+        that cannot be done."""
+        if self.encoded:
+            self._decoder = Decoder.of(self._encoding)
+            if self._decoder is not None:
+                packed = (b"content-encoding", b"content-length")
+                self.headers = [pair for pair in self.headers if pair[0] not in packed]
+        return not self.encoded
 
     async def pieces(self) -> AsyncIterator[bytes]:
         """The body as it comes. Raises `UpstreamError` when it breaks off."""
         first, self._peeked = self._peeked, None
         if first:
             yield first
-        while piece := await self._read_any():
+        while piece := await self._next():
             yield piece
 
-    async def peek(self) -> bytes:
-        """The first piece of the body, which `pieces` gives again. Raises `UpstreamError`."""
-        if self._peeked is None:
-            self._peeked = await self._read_any()
-        return self._peeked
+    async def _next(self) -> bytes:
+        if self._decoder is None:
+            return await self._read_any()
+        try:
+            while not (piece := self._decoder.take()):
+                if not (packed := await self._read_any()):
+                    break
+                self._decoder.feed(packed)
+        except zlib.error as error:
+            raise failure(self.url, error) from error
+        return piece
 
     async def read(self) -> bytes:
         """The whole body. Raises `UpstreamError` when it breaks off."""
@@ -192,6 +215,10 @@ class Upstream:
         )
         self._max_connections = max_connections
         self._session: aiohttp.ClientSession | None = None
+
+    def serving(self, affinity: str = "") -> str:
+        """The address of the server that a request would go to."""
+        return self.url
 
     async def __aenter__(self) -> Upstream:
         self._session = aiohttp.ClientSession(

@@ -104,6 +104,25 @@ def failed_twice() -> Sequence[Decision]:
     return decided(RULES, *history(*calls, result="Error: no such field"), later=[Generated(content="Oslo")])
 
 
+def refused_measuring() -> Sequence[Decision]:
+    """Upstream takes the client's own request only, so that not even a repeated call is withheld."""
+    exchange = start(False, RULES, *BEFORE)
+    exchange.unmeasured()
+    drive(exchange, replace(CALLING, top=None))
+    exchange.review()
+    return exchange.decisions
+
+
+def refused_probe() -> CallRecord:
+    """Upstream is known to refuse probes."""
+    exchange = start(False, ENFORCE)
+    exchange.receive_response(CALLING.response())
+    assert isinstance(exchange.finish(), Ask)
+    exchange.probe_refused()
+    assert not exchange.probe_failures
+    return exchange.new_records()[0]
+
+
 DONE = [Generated(content="Oslo")]
 BEFORE = history(numbered(NORWAY, 0))
 TWICE = [numbered(NORWAY, 1), numbered(SWEDEN, 2)]
@@ -127,6 +146,7 @@ SCENES: Mapping[Reason, Callable[[], Sequence[Decision]]] = {
     Reason.NO_PROBE: lambda: decided(OBSERVE, probe_when_observing=False),
     Reason.REPLACEMENT_FAILED: lambda: decided(RULES, *BEFORE, later=[None]),
     Reason.NO_LOGPROBS: lambda: decided(ENFORCE, top=None),
+    Reason.UPSTREAM_REFUSES: refused_measuring,
     Reason.POLICY_ERROR: lambda: decided(replace(ENFORCE, policy=Broken())),
     Reason.EXPLORATION: lambda: decided(replace(ENFORCE, experiment=Experiment(exploration=1.0))),
     Reason.UNCERTIFIED: lambda: decided(replace(ENFORCE, policy=CalibratedPolicy())),
@@ -190,11 +210,13 @@ NO_PROBES: Mapping[NoProbe, Callable[[], CallRecord]] = {
     NoProbe.NOT_ASKED: lambda: _record(RULES),
     NoProbe.FAILED: lambda: _record(ENFORCE, probe="timeout"),
     NoProbe.NOT_ALLOWED: lambda: _record(replace(OBSERVE, experiment=Experiment(max_labels=0))),
+    NoProbe.REFUSED: refused_probe,
 }
 SAID = {
     NoProbe.NOT_ASKED: Reason.NO_RULE,
     NoProbe.FAILED: Reason.PROBE_FAILED,
     NoProbe.NOT_ALLOWED: Reason.NO_PROBE,
+    NoProbe.REFUSED: Reason.UPSTREAM_REFUSES,
 }
 
 

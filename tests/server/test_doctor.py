@@ -157,6 +157,41 @@ async def test_the_largest_accepted_number_of_logprobs_is_found(allowed: int) ->
     assert (await diagnosed(Server(max_logprobs=allowed), settings=settings)).exit_code == 0
 
 
+async def test_a_server_that_allows_no_logprobs_is_told_its_flag() -> None:
+    """vLLM's `--max-logprobs 0`: the flag stands in what to do."""
+    diagnosis = await diagnosed(Server(max_logprobs=0))
+    assert finding(diagnosis, "logprobs").result is MISSING
+    assert "--max-logprobs 20" in diagnosis.fixes[0]
+
+
+@pytest.mark.parametrize(
+    ("refuses", "result", "fix"),
+    [
+        ("request", MISSING, "`logprobs` and `top_logprobs` beside `tools`"),
+        ("answer", WARN, "governance.action: notice"),
+        ("continuation", WARN, "governance.action: answer"),
+    ],
+)
+@pytest.mark.parametrize("streamed", [False, True])
+async def test_what_a_server_refuses_of_what_is_added_is_told(
+    refuses: str, result: Result, fix: str, streamed: bool
+) -> None:
+    """By name, and with what to change: each of them is fine alone, and refused in this combination only."""
+
+    class Picky(Server):
+        def _chat(self, body: Json) -> Answer:
+            kind = "request" if body.get("tool_choice") is None else "answer"
+            kind = "continuation" if len(body["messages"]) > len(SAMPLE["messages"]) else kind
+            agents = "tools" in body and body.get("logprobs") and body.get("max_tokens") == 8
+            if agents and kind == refuses and bool(body.get("stream")) is streamed:
+                return _json({"error": {"message": "not this"}}, 403)
+            return super()._chat(body)
+
+    found = finding(diagnosis := await diagnosed(Picky()), "additions")
+    assert (found.result, found.seen) == (result, f"refused: {refuses} (status 403: not this)")
+    assert any(fix in told for told in diagnosis.fixes)
+
+
 @pytest.mark.parametrize(
     ("lack", "seen"), [("parser", "--tool-call-parser to be set"), ("parsing", "the call stands in the text")]
 )
@@ -356,7 +391,7 @@ def test_no_answer_of_whatever_shape_is_a_crash(data: st.DataObject) -> None:
             return _json(_spoil(spoilt, data), answer.status)
 
     diagnosis = asyncio.run(diagnosed(Odd()))
-    assert len(diagnosis.findings) == 17
+    assert len(diagnosis.findings) == 18
     assert diagnosis.as_text()
     assert json.dumps(diagnosis.as_dict())
 
@@ -376,7 +411,7 @@ def checks() -> tuple[str, ...]:
     return tuple(one.check for one in asyncio.run(diagnosed(Server())).findings)
 
 
-RESULTS = st.lists(st.sampled_from(Result), min_size=17, max_size=17)
+RESULTS = st.lists(st.sampled_from(Result), min_size=18, max_size=18)
 
 
 def with_results(results: list[Result]) -> Diagnosis:

@@ -50,9 +50,10 @@ BEFORE_THE_ANSWER = {
 @BOTH
 @pytest.mark.parametrize("fault", BEFORE_THE_ANSWER.values(), ids=list(BEFORE_THE_ANSWER))
 async def test_an_upstream_that_gives_no_answer_is_told(fault: Fault, stream: bool) -> None:
-    """In an error of the API's shape, without a word of what upstream said; the next request works."""
+    """In an error of the API's shape, without a word of what upstream said, once the client's own request got
+    no answer either; the next request works."""
     settings = {"read_timeout_s": 2.0}
-    answers = [Answer(before=fault.pieces), answer(PLAIN, stream)]
+    answers = [Answer(before=fault.pieces), Answer(before=fault.pieces), answer(PLAIN, stream)]
     async with scripted(*answers) as upstream, proxied(upstream, upstream=settings) as proxy:
         status, _, body = await proxy.chat(chat(stream=stream))
         assert proxy.metric("governor_upstream_failures_total", reason=fault.reason) == 1
@@ -90,7 +91,7 @@ def closed_after(events: bytes, *, length: bool) -> Answer:
 @pytest.mark.parametrize("length", [False, True])
 async def test_done_does_not_make_a_stream_whole_that_breaks_off(before: bytes, length: bool) -> None:
     """Upstream said that it was done, but not before the message had its end, and then broke off."""
-    source = before + stream_bytes(PLAIN.chunks()[:-1])
+    source = stream_bytes(PLAIN.chunks()[:-1], done=False) + before + stream_bytes([])
     received = b""
     async with scripted(closed_after(source, length=length)) as upstream, proxied(upstream) as proxy:
         with pytest.raises(aiohttp.ClientPayloadError):
@@ -123,9 +124,9 @@ async def test_a_stream_that_ends_in_the_middle_of_an_event_is_handed_on_and_cou
 
 @BOTH
 async def test_an_answer_of_another_kind_goes_on(stream: bool) -> None:
-    """The page of a proxy before the server, say."""
+    """The page of a proxy before the server, say, if the client's own request gets it, too."""
     page = Answer([HTML], 200, [("content-type", "text/html")])
-    async with scripted(page) as upstream, proxied(upstream) as proxy:
+    async with scripted(page, page) as upstream, proxied(upstream) as proxy:
         status, headers, body = await proxy.chat(chat(stream=stream))
         where = "unreadable" if stream else "response"
         assert proxy.metric("governor_fail_open_total", where=where) == 1
@@ -133,7 +134,7 @@ async def test_an_answer_of_another_kind_goes_on(stream: bool) -> None:
 
 
 @BOTH
-@pytest.mark.parametrize("status", [429, 500, 502, 503, 529])
+@pytest.mark.parametrize("status", [429, 503])
 async def test_upstreams_own_refusals_go_on_and_are_counted(status: int, stream: bool) -> None:
     """With the time after which to come back, and without a second try of ours: clients have their own."""
     busy = Answer([b'{"error":{}}'], status, [JSON, ("retry-after", "7")])
@@ -199,5 +200,5 @@ async def test_half_an_event_comes_after_what_was_held_back() -> None:
 async def test_a_body_that_cannot_be_read_stays_as_it_is(body: bytes, explain: str) -> None:
     """Also for a client that wants to be told what was decided: nothing was, and upstream's words are not
     lost."""
-    async with scripted(Answer([body])) as upstream, proxied(upstream) as proxy:
+    async with scripted(Answer([body]), Answer([body])) as upstream, proxied(upstream) as proxy:
         assert (await proxy.chat(chat(), x_governor_explain=explain))[2] == body

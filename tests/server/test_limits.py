@@ -8,6 +8,7 @@ import json
 import socket
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -128,8 +129,8 @@ async def test_more_than_may_wait_are_told_to_come_back() -> None:
     """At once, and not after a time-out: 503, which clients try again, and when."""
     limits = {"max_concurrent_requests": 1, "max_queued_requests": 1}
     release = asyncio.Event()
-    held = Answer([b"{}"], before=[release])
-    async with scripted(held, Answer([b"{}"])) as upstream, proxied(upstream, limits=limits) as proxy:
+    held = replace(SURE, before=[release])
+    async with scripted(held, SURE) as upstream, proxied(upstream, limits=limits) as proxy:
         running = asyncio.create_task(proxy.chat(chat()))
         await upstream.asked.wait()
         waiting = asyncio.create_task(proxy.chat(chat()))
@@ -157,9 +158,9 @@ async def test_a_greedy_tenant_does_not_keep_another_out(path: str) -> None:
     meanwhile, and so is the tenant itself once it has an answer."""
     limits = {"max_concurrent_requests": 3, "max_concurrent_requests_per_tenant": 2}
     release = asyncio.Event()
-    held = Answer([b"{}"], before=[release])
+    held = replace(SURE, before=[release])
     async with (
-        scripted(held, held, Answer([b"{}"]), Answer([b"{}"])) as upstream,
+        scripted(held, held, SURE, SURE) as upstream,
         proxied(upstream, limits=limits) as proxy,
     ):
 
@@ -234,7 +235,7 @@ async def test_what_the_client_does_not_want_is_not_held_back() -> None:
 
 
 async def test_a_response_that_is_too_long_to_hold_back_goes_on() -> None:
-    """As upstream sent it."""
+    """As upstream sent it, but for the logprobs that nobody asked for."""
     source = answer(CALLING, False)
     async with (
         scripted(source, SURE) as upstream,
@@ -242,7 +243,7 @@ async def test_a_response_that_is_too_long_to_hold_back_goes_on() -> None:
     ):
         _, _, body = await proxy.chat(chat())
         assert proxy.metric("governor_fail_open_total", where="held_bytes") == 1
-    assert body == source.pieces[0]
+    assert json.loads(body) == replace(CALLING, top=None).response()
 
 
 # The end

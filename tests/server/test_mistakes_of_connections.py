@@ -112,7 +112,7 @@ async def test_a_request_is_not_repeated_without_end() -> None:
     """The second connection is a new one: what fails there fails because of the request, or of upstream."""
     answers = [answer(PLAIN, False), Answer(before=[CLOSE]), Answer(before=[CLOSE])]
     async with scripted(*answers) as upstream, proxied(upstream) as proxy:
-        assert [(await proxy.chat(chat()))[0] for _ in range(2)] == [200, 502]
+        assert [(await proxy.chat(chat(tools=[])))[0] for _ in range(2)] == [200, 502]
     assert len(upstream.received) == 3
 
 
@@ -128,10 +128,11 @@ async def test_a_request_is_not_repeated_without_end() -> None:
 async def test_what_upstream_may_have_executed_is_not_repeated(
     answers: list[Answer], stale_s: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A request that upstream took and died of would end it a second time."""
+    """A request that upstream took and died of would end it a second time. Where it may have died of what was
+    added, the client's own request is another one."""
     monkeypatch.setattr("governor_server.upstream.STALE_S", stale_s)
     async with scripted(*answers) as upstream, proxied(upstream) as proxy:
-        statuses = [(await proxy.chat(chat()))[0] for _ in answers]
+        statuses = [(await proxy.chat(chat(tools=[])))[0] for _ in answers]
     assert statuses[-1] == 502
     assert len(upstream.received) == len(answers)
 
@@ -161,14 +162,17 @@ async def test_streams_and_their_probes_share_few_connections() -> None:
 
 async def test_errors_and_departures_leak_no_connection(monkeypatch: pytest.MonkeyPatch) -> None:
     """litellm#19549, #14895, #1360: after enough refusals the pool was empty, and every request hung. With
-    two connections and eight failures of four kinds, the next request is answered."""
+    two connections and eight failures of four kinds, each of what was added and of the client's own request,
+    the next request is answered."""
     # No failure is taken for that of a connection that was idle.
     monkeypatch.setattr("governor_server.upstream.STALE_S", 0.0)
     failures = [BUSY, Answer(before=[ABORT]), Answer([b"{", 0.05, ABORT, b"}"]), Answer(before=[HANG])]
     few = {"max_connections": 2, "pool_timeout_s": PATIENCE_S, "read_timeout_s": 2.0}
-    answers = [failure for failure in failures for _ in range(2)]
+    answers = [failure for failure in failures for _ in range(2 if failure is BUSY else 4)]
     async with scripted(*answers, WHOLE) as upstream, proxied(upstream, upstream=few) as proxy:
-        statuses = [(await proxy.chat(chat()))[0] for _ in answers]
+        # Each in its own name, since what fails for one again and again is not asked twice for long.
+        models = [f"model {number}" for number in range(2 * len(failures))]
+        statuses = [(await proxy.chat(chat() | {"model": model}))[0] for model in models]
         assert statuses == [429, 429, 502, 502, 502, 502, 504, 504]
         assert (await proxy.chat(chat()))[0] == 200
 

@@ -278,7 +278,7 @@ async def test_an_upstream_that_does_not_answer_is_a_timeout() -> None:
     """504, after the configured time."""
     settings = {"read_timeout_s": 0.1}
     async with scripted(Answer(before=[HANG])) as upstream, proxied(upstream, upstream=settings) as proxy:
-        status, _, body = await proxy.chat(chat())
+        status, _, body = await proxy.chat(chat(tools=[]))
     assert (status, json.loads(body)["error"]["type"]) == (504, "upstream_timeout")
 
 

@@ -358,8 +358,8 @@ async def test_a_chunk_that_nobody_understands_goes_on(odd: bytes) -> None:
     "odd", [b"[]", b'"x"', b"not json", b'{"choices": 5}', b'{"choices": [{"message": 4}]}']
 )
 async def test_a_response_that_nobody_understands_goes_on(odd: bytes) -> None:
-    """Byte for byte."""
-    async with scripted(Answer([odd])) as upstream, proxied(upstream) as proxy:
+    """Byte for byte, if the client's own request gets it, too."""
+    async with scripted(Answer([odd]), Answer([odd])) as upstream, proxied(upstream) as proxy:
         status, _, body = await proxy.chat(chat())
     assert (status, body) == (200, odd)
 
@@ -441,12 +441,13 @@ async def test_a_stream_without_its_last_event_still_ends() -> None:
 
 @BOTH
 async def test_an_answer_in_the_wrong_form_goes_on(stream: bool) -> None:
-    """JSON where a stream was asked for, or the reverse, is between the client and upstream."""
+    """JSON where a stream was asked for, or the reverse, is between the client and upstream; not so the
+    logprobs in it."""
     wrong = answer(CALLING, not stream)
     async with scripted(wrong) as upstream, proxied(upstream) as proxy:
         _, _, body = await proxy.chat(chat(stream=stream))
         assert proxy.metric("governor_fail_open_total", where="unreadable") == 1
-    assert body == wrong.pieces[0]
+    assert parsed(body) == unmeasured(CALLING, not stream)
 
 
 # Departures
