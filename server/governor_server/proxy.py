@@ -57,7 +57,7 @@ from governor_server.logs import fields
 from governor_server.metrics import Metrics
 from governor_server.refusals import Refusals
 from governor_server.tenants import conversation_name, qualified
-from governor_server.ungoverned import OTHER_APIS, UngovernedRequests
+from governor_server.ungoverned import UngovernedRequests, other_api
 from governor_server.upstream import Body, Upstream, UpstreamError, UpstreamResponse, requested
 
 if TYPE_CHECKING:
@@ -281,7 +281,7 @@ class Proxy:
 
     async def _uploaded(self, scope: Scope, caller: Caller, upload: Upload, reply: Reply) -> None:
         body = upload.body
-        if scope["method"] == "POST" and (api := OTHER_APIS.get(scope["path"])) is not None:
+        if scope["method"] == "POST" and (api := other_api(scope["path"])) is not None:
             body = self.ungoverned.watched(api, body)
         slots = self.preflight_slots if caller is PREFLIGHT else self.slots
         async with slots.place(caller.tenant):

@@ -14,6 +14,7 @@ from enum import StrEnum
 from typing import Any, Final
 
 from governor.request import Untouched, untouched
+from governor_server.paths import normal_path
 from governor_server.upstream import Body
 
 
@@ -23,6 +24,7 @@ class Ungoverned(StrEnum):
     RESPONSES_API = "responses_api"
     MESSAGES_API = "messages_api"
     COMPLETIONS_API = "completions_api"
+    COHERE_API = "cohere_api"
     HEADER_OFF = "header_off"
     MALFORMED = "malformed"
     FORCED_CALL = "forced_call"
@@ -36,6 +38,7 @@ OTHER_APIS: Final[Mapping[str, Ungoverned]] = {
     "/v1/responses": Ungoverned.RESPONSES_API,
     "/v1/messages": Ungoverned.MESSAGES_API,
     "/v1/completions": Ungoverned.COMPLETIONS_API,
+    "/cohere/v2/chat": Ungoverned.COHERE_API,
 }
 """Paths to which agents post tools, and which are handed on as they are."""
 
@@ -47,6 +50,7 @@ ADVICE: Final[Mapping[Ungoverned, str]] = {
     ),
     Ungoverned.MESSAGES_API: f"a client speaks Anthropic's Messages API; {_CHAT} if it can",
     Ungoverned.COMPLETIONS_API: f"a client sends tools to the legacy completions API; {_CHAT}",
+    Ungoverned.COHERE_API: f"a client speaks Cohere's API; {_CHAT} if it can",
     Ungoverned.HEADER_OFF: "a client sends the header `x-governor: off`",
     Ungoverned.MALFORMED: "the body is not a chat request that the governor can read",
     Ungoverned.FORCED_CALL: "a client demands a call (`tool_choice`: required, or a tool by name)",
@@ -110,6 +114,11 @@ class UngovernedRequests:
         finally:
             if isinstance(pieces, AsyncGenerator):
                 await pieces.aclose()
+
+
+def other_api(path: str) -> Ungoverned | None:
+    """The API that a POST to `path` may be for, however the path is spelled; None if it is none of these."""
+    return OTHER_APIS.get(path) or OTHER_APIS.get(normal_path(path))
 
 
 def chat_reason(body: object, raw: bytes, *, off: bool) -> Ungoverned | None:

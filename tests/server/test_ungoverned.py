@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from governor.request import Untouched
-from governor_server.ungoverned import ADVICE, OTHER_APIS, Ungoverned, UngovernedRequests, has_list
+from governor_server.ungoverned import ADVICE, OTHER_APIS, Ungoverned, UngovernedRequests, has_list, other_api
 from governor_server.upstream import Stream
 from tests.server.scripted_upstream import Answer, Proxied, proxied, scripted
 
@@ -25,6 +25,9 @@ WITH_TOOLS: list[tuple[str, Any, dict[str, str], Ungoverned]] = [
     ("/v1/responses", {"input": "Hi", "tools": [TOOL]}, {}, Ungoverned.RESPONSES_API),
     ("/v1/messages", {"messages": [], "tools": [{"name": "a"}]}, {}, Ungoverned.MESSAGES_API),
     ("/v1/completions", {"prompt": "Hi", "tools": [TOOL]}, {}, Ungoverned.COMPLETIONS_API),
+    ("/cohere/v2/chat", {**ASKED, "tools": [TOOL]}, {}, Ungoverned.COHERE_API),
+    ("/v1//responses", {"input": "Hi", "tools": [TOOL]}, {}, Ungoverned.RESPONSES_API),
+    ("/v1/messages/?beta=true", {"messages": [], "tools": [{"name": "a"}]}, {}, Ungoverned.MESSAGES_API),
     (CHAT, {**ASKED, "tools": [TOOL]}, {"x-governor": "off"}, Ungoverned.HEADER_OFF),
     (CHAT, {**ASKED, "tools": [TOOL], "tool_choice": "required"}, {}, Ungoverned.FORCED_CALL),
     (CHAT, {**ASKED, "tools": [TOOL], "n": 2}, {}, Ungoverned.SEVERAL_CHOICES),
@@ -145,3 +148,10 @@ def test_every_reason_has_advice_and_every_api_a_reason() -> None:
     own = {reason.value for reason in Untouched} - {Untouched.NO_TOOLS.value}
     assert own <= {reason.value for reason in Ungoverned}
     assert set(OTHER_APIS.values()) < set(Ungoverned)
+
+
+@pytest.mark.parametrize("api", OTHER_APIS)
+@pytest.mark.parametrize("spelled", ["/{}", "{}/", "/.{}", "/x/..{}", "{};a=b"])
+def test_an_api_is_known_by_any_spelling_of_its_path(api: str, spelled: str) -> None:
+    """As a chat is: an agent whose base URL ends in a slash is not governed either."""
+    assert other_api(spelled.format(api)) is OTHER_APIS[api]
