@@ -25,7 +25,17 @@ from governor_server.current import current
 from governor_server.keep_alive import KeepAlive
 from governor_server.logprobs_filter import LogprobsFilter
 from governor_server.logs import fields
-from governor_server.refusals import FAILING, TO_THE_CLIENTS, Addition, Key, Refused, flaw, refuses, shows
+from governor_server.refusals import (
+    FAILING,
+    TO_THE_CLIENTS,
+    Addition,
+    Key,
+    Refused,
+    ends_in_error,
+    flaw,
+    refuses,
+    shows,
+)
 from governor_server.upstream import UpstreamError, UpstreamResponse, requested
 
 if TYPE_CHECKING:
@@ -39,6 +49,7 @@ _BLANK_LINES = (b"\n\n", b"\r\r", b"\r\n\r\n")
 """How an event ends, and with it what the pieces of a large one belong to."""
 
 _LENGTH = frozenset({b"content-length"})
+_ENCODING = frozenset({b"accept-encoding"})
 _REWRITTEN = frozenset({b"content-length", b"accept-encoding"})
 _PROBE_DROPS = frozenset({b"content-length", b"accept-encoding", b"x-request-id"})
 
@@ -177,8 +188,12 @@ class GovernedChat:
         self._leave_alone()
         status = 0
         try:
-            async with self._ask(self._raw, frozenset()) as response:
+            # A head that is out says nothing of a compression.
+            drop = _ENCODING if self._reply.status else frozenset()
+            async with self._ask(self._raw, drop) as response:
                 status = response.status
+                if self._reply.status:
+                    response.decode()
                 await self._take(response)
         except UpstreamError as error:
             self._proxy.refusals.refused(key, FAILING)
@@ -368,7 +383,7 @@ class GovernedChat:
     def _event(self, event: sse.Event) -> bytes:
         """What the client gets for one event of upstream."""
         if event.data is None:
-            return b"" if self._later and not sse.is_comment(event.raw) else self._unread(event.raw)
+            return self._without_data(event.raw)
         if self._given_up and self._exchange.view.shows_all:
             return b"" if self._later else event.raw
         parsed = read(event.data, self._parsed)
@@ -383,6 +398,16 @@ class GovernedChat:
                 return self._opened(passed, b"".join(map(answers.written, passed)))
             return self._waits(len(event.raw))
         return self._give_up() + self._unasked(parsed, event)
+
+    def _without_data(self, raw: bytes) -> bytes:
+        """A comment goes on at once. Of another event without data nobody knows what it says: it may be an
+        error that is told in a field of its own."""
+        if sse.is_comment(raw):
+            return self._unread(raw)
+        if self._may_ask_again and sse.ends_event(raw):
+            self._opening += self._unread(raw)
+            return b""
+        return b"" if self._later else self._unread(raw)
 
     def _opened(self, passed: Sequence[Json], written: bytes) -> bytes:
         """Until something of a message comes, all else waits for it: if an error comes instead, the client's
@@ -639,4 +664,4 @@ def not_yet(parsed: Any) -> str:
     does so far."""
     if not isinstance(parsed, dict):
         return "unreadable"
-    return "error_event" if parsed.get("error") else ""
+    return "error_event" if parsed.get("error") or ends_in_error(parsed) else ""

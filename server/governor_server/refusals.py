@@ -158,20 +158,31 @@ def flaw(body: object) -> str:
         return "unreadable"
     if body.get("error"):
         return "error_body"
-    choices = body.get("choices")
-    first = choices[0] if isinstance(choices, list) and choices else None
-    return "" if isinstance(first, Mapping) and isinstance(first.get("message"), Mapping) else "empty"
+    first = _choice(body)
+    if not isinstance(first.get("message"), Mapping):
+        return "empty"
+    said = any(value for name, value in first["message"].items() if name != "role")
+    return "error_body" if ends_in_error(body) and not said else ""
+
+
+def ends_in_error(body: Mapping[str, Any]) -> bool:
+    """Whether the end of a message, in a whole response or a chunk, is that it failed."""
+    return _choice(body).get("finish_reason") == "error"
 
 
 def shows(chunk: Mapping[str, Any]) -> bool:
     """Whether a chunk of a stream brings anything of a message: more than its role, or its end."""
-    choices = chunk.get("choices")
-    choice = choices[0] if isinstance(choices, list) and choices else None
-    if not isinstance(choice, Mapping):
-        return False
+    choice = _choice(chunk)
     delta = choice.get("delta")
     said = isinstance(delta, Mapping) and any(value for name, value in delta.items() if name != "role")
     return said or choice.get("finish_reason") is not None
+
+
+def _choice(body: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The first choice, empty where there is none."""
+    choices = body.get("choices")
+    first = choices[0] if isinstance(choices, list) and choices else None
+    return first if isinstance(first, Mapping) else {}
 
 
 def _warn(key: Key, how: str) -> None:
