@@ -60,6 +60,12 @@ _STRERROR: Final = r"""
       | text\ file\ busy | too\ many\ levels\ of\ symbolic\ links | no\ child\ processes )
 """
 
+_ERRNO: Final = r"""
+    (?-i: EACCES | EADDRINUSE | EAGAIN | EAI_AGAIN | EBUSY | ECONNABORTED | ECONNREFUSED | ECONNRESET
+        | EEXIST | EHOSTUNREACH | EINVAL | EISDIR | EMFILE | ENETUNREACH | ENOENT | ENOSPC | ENOTDIR
+        | ENOTEMPTY | ENOTFOUND | EPERM | EPIPE | EPROTO | ESRCH | ETIMEDOUT )
+"""
+
 _NO_LABEL: Final = r"(?! (?:title|subject|name|description|summary|label|topic) : )"
 """Not the name of a field, whose value may be anything."""
 
@@ -189,6 +195,7 @@ FAILURES: Final = (
         r"""
             (?:request|call|command|execution|tool|operation|query|connection|login|authentication
             |upload|download|navigation|search|build|job|transaction|validation|verification
+            |tool\ (?:execution|invocation)
             |automatic\ merge|(?:\w+\ )?tool\ call) \ (?:has\ )? (?:failed|timed\ out|was\ aborted
             |was\ cancell?ed) \b
         """,
@@ -213,6 +220,33 @@ FAILURES: Final = (
         "shells, coreutils, after some output",
     ),
     Row(Place.START, r"(?:\[errno\ -?\d+\] | (?-i:E[A-Z0-9]{3,14}): \ )", "errno in Python and Node"),
+    Row(Place.START, _ERRNO + r" \s* (?: \Z | [:(,] )", "errno alone"),
+    Row(
+        Place.START,
+        r"(?:connect|read|write|send|bind|listen|open|spawn|getaddrinfo|request) \ (?:\S{1,200}\ )?"
+        + _ERRNO
+        + r" \b (?! \ (?:is|are|was|means|errors?|happens|occurs|and|or|for)\b )",
+        "errno in Node, libuv",
+    ),
+    Row(
+        Place.START,
+        r"""
+            (?: dial\ (?:tcp|udp|unix)\d?\b
+              | (?:get|post|put|patch|delete|head|options)\ "https?://[^"]{1,400}":\  )
+        """,
+        "Go",
+    ),
+    Row(Place.START, r"sqlstate\[\w{2,8}\]", "PDO"),
+    Row(Place.START, r"status:\ [45]\d\d (?: \s* $ | \W+ " + _STATUS + r" )", "HTTP clients"),
+    Row(Place.WHOLE, r"oom-?\ ?killed", "Kubernetes"),
+    Row(
+        Place.WHOLE,
+        r"""
+            (?:the|this|your) \ (?:request|operation|call|command|query|connection|upload|download)
+            \ (?:has\ )? (?:failed|timed\ out|was\ (?:aborted|cancell?ed))
+        """,
+        "DOMException",
+    ),
     Row(Place.START, _STRERROR + r" \s* (?: [:(] | $ )", "strerror alone"),
     Row(
         Place.START,
@@ -583,7 +617,15 @@ ERROR_WORDS: Final = {
     "object": ("error",),
     "outcome": ("error",),
     "result": ("error",),
-}
+    "code": (
+        "eacces", "eai_again", "econnaborted", "econnrefused", "econnreset", "ehostunreach", "enetunreach",
+        "enoent", "enotfound", "eperm", "epipe", "etimedout",
+    ),
+    "success": ("false",),
+    "ok": ("false",),
+    "is_error": ("true",),
+    "isError": ("true",),
+}  # fmt: skip
 """Failed if a field is one of these words."""
 
 STATUS_FIELDS: Final = (

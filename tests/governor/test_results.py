@@ -30,6 +30,44 @@ def test_failures_of_the_corpus_are_told_from_results(part: str) -> None:
     assert score.precision >= 0.98
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "ECONNRESET",
+        "connect ECONNREFUSED 127.0.0.1:80",
+        "getaddrinfo ENOTFOUND example.org",
+        '{"code": "ETIMEDOUT"}',
+        "dial tcp: lookup db: no such host",
+        'Get "https://example.org/": context deadline exceeded',
+        "SQLSTATE[42S02]: Base table or view not found",
+        "Status: 503",
+        "The operation was aborted",
+        "OOMKilled",
+        "Tool execution failed: no key",
+        '{"success": "false", "reason": "no key"}',
+    ],
+)
+def test_an_error_in_the_words_of_a_library_is_a_failure(text: str) -> None:
+    """Or the retry would be a repeat."""
+    assert outcome_of({"content": text}, text) in (Outcome.FAILED, Outcome.TRANSIENT)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "ECONNREFUSED\n    A connect() on a stream socket found no one listening.",
+        "ECONNRESET means that the peer closed the connection.",
+        "The operation was aborted in 1943, before the river was crossed.",
+        '{"code": "NO", "name": "Norway"}',
+        '{"success": "true", "name": "Norway"}',
+        "Status: 404 rooms are free",
+    ],
+)
+def test_a_text_about_errors_is_a_result(text: str) -> None:
+    """Only an error's own wording tells of one."""
+    assert outcome_of({"content": text}, text) is Outcome.OK
+
+
 @pytest.mark.parametrize("kind", ["empty", "unfinished"])
 def test_what_found_nothing_and_what_goes_on_is_known(kind: str) -> None:
     """Neither makes the same call a repeat."""
