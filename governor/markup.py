@@ -243,8 +243,10 @@ def _patterns(names: tuple[str, ...]) -> tuple[re.Pattern[str], ...]:
         rf"[\"<\[{{=>:](?:[\w.]+\.)?{name}(?!\w)",
         rf"(?i:\b(?:action|tool|function|call|name|invoke)\w*)[\"']?\s*[:=]\W{{0,6}}{name}(?!\w)",
         rf"(?m:^)[ \t]*{name}[ \t]*(?m:$)",
+        rf"(?<!\w){name}[\"'`*]{{1,3}}[(\[{{]",
     ]
     if compound := tuple(name for name in names if not name.isalpha()):
+        found.append(rf"(?<!\w){_one_of(compound)}[ \t]+\(")
         found.append(rf"(?m:^)[ \t]*{_one_of(compound)}(?=\w)")
     return tuple(re.compile(pattern) for pattern in found)
 
