@@ -146,8 +146,15 @@ class Judge:
         return all(self.governs(name) for name in self.tool_names)
 
     def governs(self, tool: str) -> bool:
-        """Whether a call of `tool` may be withheld."""
-        return self.catalog.effect(tool) is ToolEffect.READ_ONLY
+        """Whether a call of `tool` may be withheld: of one that the model was offered. Under another name the
+        client may know any of its tools, `Book` for `book`, and no pattern was written for such a name."""
+        return self.catalog.effect(tool) is ToolEffect.READ_ONLY and tool in self.tool_names
+
+    def effect_of(self, call: ToolCall) -> ToolEffect:
+        """The effect of a call that the model proposes; unknown of a tool that it was not offered."""
+        effect = self.catalog.effect_of(call)
+        offered = effect is not ToolEffect.READ_ONLY or call.name in self.tool_names
+        return effect if offered else ToolEffect.UNKNOWN
 
     def judge(
         self, turn: Turn, measures: Measures, added: Sequence[Any], probe: ProbeState
@@ -180,7 +187,7 @@ class Judge:
         steps = step([*self._messages, *added])
         probes = [record.probe_before for record in self.known if record.probe_before]
         for place, call in enumerate(calls):
-            effect = self.catalog.effect_of(call)
+            effect = self.effect_of(call)
             siblings = pending_calls([*calls[:place], *calls[place + 1 :]], self.catalog)
             yield Evidence(
                 call=call,

@@ -145,7 +145,7 @@ class Ledger:
             created=self._now,
             model=self._judge.model,
             schema=self._judge.schema(call.name),
-            effect=self._judge.catalog.effect_of(call).value,
+            effect=self._judge.effect_of(call).value,
             arm=self._arm.value,
             turn_usage=_counted(generation.turn.usage),
             origin=origin(self._asked, str(call.signature)),

@@ -111,7 +111,7 @@ def test_a_custom_tool_that_only_reads_is_judged(stream: bool) -> None:
     """And the model reads of a call that was withheld in the form in which it made it."""
     entry = {"id": "c1", "type": "custom", "custom": {"name": "grep", "input": "Oslo *.md"}}
     governance = replace(ENFORCE, action="notice")
-    exchange = Exchange(chat(QUESTION, stream=stream), governance, conversation="talk")
+    exchange = Exchange(chat(QUESTION, tools=["grep"], stream=stream), governance, conversation="talk")
     if stream:
         for chunk in chunks(entry):
             exchange.receive(chunk)

@@ -140,7 +140,7 @@ def test_the_name_of_a_tool_beside_what_opens_its_arguments_is_a_call(
         'I use `lookup`(country="Norway")',
         '**lookup**(country="Norway")',
         "'lookup'({'country': 'Norway'})",
-        'find_country ("Norway")',
+        'get_weather ("Oslo")',
         "lookup",
         "lookup\nNorway\ncapital",
         "</tool_call>",

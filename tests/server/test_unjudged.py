@@ -43,6 +43,8 @@ ODD: tuple[Any, ...] = (
     {"id": "c2", "type": "custom", "custom": {"name": "apply_patch", "input": "*** Begin Patch"}},
     {"id": "c2", "type": "function", "function": {"name": "", "arguments": "{}"}},
     {"id": "c2", "type": "function", "function": {"name": 5, "arguments": "{}"}},
+    {"id": "c2", "type": "function", "function": {"name": "Apply_Patch", "arguments": "{}"}},
+    {"id": "c2", "type": "function", "function": {"name": "functions.apply_patch", "arguments": "{}"}},
     {"id": "c2", "type": "mcp", "name": "lookup"},
     {"id": "c2", "type": "function", "function": None},
     None,
