@@ -94,6 +94,8 @@ def recognised(history: Sequence[AnsweredCall], calls: Calls) -> dict[str, CallR
             for place, call in enumerate(reached_agent):
                 places[call.call_id, recorded(call)].append(place)
             _recognise([(call.call.id, asked(call)) for call in history], places, len(reached_agent), found)
+    if len(found) < min(len(history), len(reached_agent)):
+        _recognise_renamed(history, reached_agent, found)
     return {history[number].key: reached_agent[found[number]] for number in sorted(found)}
 
 
@@ -113,6 +115,16 @@ def _recognise(
                 continue
             found[number] = match
         limit = found[number]
+
+
+def _recognise_renamed(history: Sequence[AnsweredCall], calls: Calls, found: dict[int, int]) -> None:
+    """The same for calls whose ids the client changed on the way: by what they ask alone."""
+    ids = {call.call_id for call in calls}
+    places: defaultdict[Sign, list[int]] = defaultdict(list)
+    for place, call in enumerate(calls):
+        places["", call.origin].append(place)
+    signs = [("", "" if call.call.id in ids else call.origin) for call in history]
+    _recognise(signs, {sign: places[sign] for sign in signs if sign[1]}, len(calls), found)
 
 
 def _latest(places: Sequence[int], limit: int) -> int:

@@ -207,12 +207,17 @@ class RecordStore:
         """Returns when what other processes have put before is here, if the record of a call whose result has
         just come is not; at once where there is no other, and after a few hundredths of a second in any case.
         The arguments are those of `find`."""
-        fresh = [call.key for call in calls if call.fresh]
+        fresh = [call for call in calls if call.fresh]
         if self._log is None or not fresh:
             return
         known = self.find(tenant, calls, conversation)
-        # An equal call of another conversation may be here, and has its result.
-        if any(key not in known or known[key].returned is not None for key in fresh):
+        # An equal call of another conversation may be here, and has its result, or another id.
+        if any(
+            (record := known.get(call.key)) is None
+            or record.returned is not None
+            or record.call_id not in (call.call.id, "")
+            for call in fresh
+        ):
             await self.caught_up()
 
     async def caught_up(self) -> None:
@@ -273,7 +278,16 @@ class RecordStore:
         # Clients that summarise put a text of theirs in place of the question, and earlier versions recorded
         # none. Then only a call will do that nobody else made.
         names = self._owners((tenant, call.call.id, signature_digest(call.signature))) if call.call.id else []
-        return names if len(names) == 1 else []
+        return names if len(names) == 1 else self._renamed(tenant, call)
+
+    def _renamed(self, tenant: str, call: AnsweredCall) -> list[str]:
+        """Some clients write ids of their own over those they got. Then a call will do that nobody else made,
+        of a conversation that waits for its result, or has had the same one."""
+        keys = islice(reversed(self._signs.get(_any_id(tenant, call.origin), {})), MOST_CANDIDATES)
+        records = [record for key in keys if not self._expired(record := self._records[key])]
+        waiting = {record.conversation for record in records if call.fresh and record.returned is None}
+        names = waiting or {record.conversation for record in records if record.result == call.result}
+        return list(names) if len(names) == 1 else []
 
     def _owners(self, sign: Sign) -> list[str]:
         keys = islice(reversed(self._signs.get(sign, {})), MOST_CANDIDATES)
@@ -350,7 +364,14 @@ def _signs(record: CallRecord) -> tuple[Sign, ...]:
     if not record.passed:
         return ((tenant, "", record.reply),) if record.reply else ()
     named = tenant, record.call_id, signature_digest(record.signature)
-    return (named, (tenant, record.call_id, record.origin)) if record.origin else (named,)
+    if not record.origin:
+        return (named,)
+    return named, (tenant, record.call_id, record.origin), _any_id(tenant, record.origin)
+
+
+def _any_id(tenant: str, origin: str) -> Sign:
+    """For a call whatever its id is. Nothing else has a sign of that form."""
+    return tenant, "", f"any id: {origin}"
 
 
 def _take_out(index: dict[Named, dict[Key, None]], name: Named, item: Key) -> None:

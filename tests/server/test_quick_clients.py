@@ -157,6 +157,45 @@ async def test_a_result_that_is_sent_again_is_the_same_result() -> None:
     assert record.returned is not None
 
 
+@BOTH
+@pytest.mark.parametrize("ids", [("call_7", "call_8"), ("call_7", "call_7"), ("f.lookup:0", "f.lookup:1")])
+async def test_a_client_may_write_ids_of_its_own_over_those_it_got(
+    ids: tuple[str, str], stream: bool
+) -> None:
+    """Some must, for another model that has the conversation, too: one conversation, and each result told."""
+    first, second = ((id, "lookup", json.dumps({"of": of})) for id, of in zip(ids, "ab", strict=True))
+    mine = [(f"own{number}", *call[1:]) for number, call in enumerate((first, second))]
+    answers = [answer(Generated(calls=[each]), stream) for each in (first, second)]
+    async with (
+        scripted(*answers, answer(OSLO, stream)) as upstream,
+        proxied(upstream, governance={"policy": "observe"}) as proxy,
+    ):
+        names = set()
+        for made_so_far in (0, 1, 2):
+            history = [message for call in mine[:made_so_far] for message in made(call)]
+            _, headers, _ = await proxy.chat(chat(QUESTION, *history, stream=stream))
+            names.add(headers["x-governor-conversation"])
+        records = proxy.app.store.recent(9)
+    assert len(names) == 1
+    assert [(record.call_id, record.returned is not None) for record in records] == [(id, True) for id in ids]
+
+
+async def test_with_ids_of_its_own_a_client_is_not_taken_for_another() -> None:
+    """Two ask the same, and the model makes the same call for both: then nobody can tell."""
+    calls = [(f"call_{number}", "lookup", '{"of": "a"}') for number in (1, 2)]
+    answers = [answer(Generated(calls=[call]), False) for call in calls]
+    async with (
+        scripted(*answers, answer(OSLO, False)) as upstream,
+        proxied(upstream, governance={"policy": "observe"}) as proxy,
+    ):
+        names = [(await proxy.chat(chat(QUESTION)))[1]["x-governor-conversation"] for _ in calls]
+        history = made(("own", *calls[0][1:]))
+        _, headers, _ = await proxy.chat(chat(QUESTION, *history))
+        records = proxy.app.store.recent(9)
+    assert headers["x-governor-conversation"] not in names
+    assert [record.returned for record in records] == [None, None]
+
+
 async def test_the_order_of_requests_is_that_of_their_histories() -> None:
     """A clock that is set back, or another replica's, does not put the second call before the first."""
     call, other = (("", "lookup", json.dumps({"of": of})) for of in "ab")

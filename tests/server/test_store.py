@@ -31,8 +31,10 @@ def test_the_store_is_bounded_and_its_index_agrees_with_it(puts: list[tuple[str,
     for call_id in "abcdef":
         found = store.find("", [answered(call_id)])
         owners = [where for each, where in alive if each == call_id]
-        assert len(found) == min(1, len(owners))
-        assert {each.conversation for each in found.values()} <= set(owners)
+        # Nobody has that id: the client may have changed it, where one conversation alone made such a call.
+        may_own = set(owners) or {where for _, where in alive}
+        assert len(found) == (1 if owners or len(may_own) == 1 else 0)
+        assert {each.conversation for each in found.values()} <= may_own
 
 
 def test_only_the_owner_may_read_the_file(tmp_path: Path) -> None:
