@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from governor_server import store as module
+from governor_server import tables as module
 from governor_server.store import RecordStore
 from tests.server.records import Clock, Errors, answered, kept, record, until
 from tests.server.waiting import never_waiting

@@ -78,7 +78,7 @@ def test_what_is_seen_in_every_request_is_written_now_and_then(tmp_path: Path) -
     written: list[VolatileTool] = []
     store = closing(VolatileTools(str(tmp_path / "x.db"), ttl_s=240, clock=clock))
     with store as tools, pytest.MonkeyPatch.context() as patched:
-        patched.setattr(tools._file, "write", written.append)
+        patched.setattr(tools._behind, "write", written.append)
         for _ in range(100):
             tools.learn("", ["status"])
             clock.now += 0.2
