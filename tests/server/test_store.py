@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from governor_server import tables as module
 from governor_server.store import RecordStore
-from tests.server.records import Clock, Errors, answered, kept, record, until
-from tests.server.waiting import never_waiting
+from tests.server.records import Clock, Errors, answered, kept, record
+from tests.server.waiting import never_waiting, until
 
 
 @given(st.lists(st.tuples(st.sampled_from("abcdef"), st.sampled_from("xyz")), max_size=40), st.integers(1, 4))

@@ -18,9 +18,10 @@ from governor_server import volatile
 from governor_server.settings import ToolSettings
 from governor_server.shared import Shared
 from governor_server.volatile import VolatileTool, VolatileTools
-from tests.server.records import Clock, Errors, until
+from tests.server.records import Clock, Errors
 from tests.server.redis_server import RedisServer
 from tests.server.scripted_upstream import Answer, Proxied, proxied, scripted
+from tests.server.waiting import until
 from tests.wire.generated import Generated, chat
 
 RULES = {"policy": "rules"}
