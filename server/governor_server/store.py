@@ -29,6 +29,9 @@ MOST_REPLIES = 8
 """So many of the latest replies are looked at where no call is known."""
 MOST_CANDIDATES = 32
 """So many of the latest calls are looked at where useless ids make many of them alike."""
+MOST_CALLS = 1_000
+"""So many of a conversation's latest calls are looked for in a history: more than fit into a prompt. A client
+that gives all that it does one name has as many as the store keeps."""
 
 Sign = tuple[str, str, str]
 """What a client's history tells of a call, of whichever conversation: its tenant, its id, and its origin or
@@ -100,7 +103,8 @@ class RecordStore:
         """The records of the calls of a history, by their keys and in their order, all of one conversation:
         `conversation`, else the one that the history fits best."""
         with self._lock:
-            return recognised(calls, self._calls(conversation or self._conversation(tenant, calls)))
+            conversation = conversation or self._conversation(tenant, calls)
+            return recognised(calls, self._calls(conversation, MOST_CALLS))
 
     def owner(self, tenant: str, calls: Sequence[AnsweredCall], replies: Iterable[str] = ()) -> str:
         """The conversation that a history is of, "" where it is not known: by its calls, or by its `replies`
@@ -112,7 +116,7 @@ class RecordStore:
         """When the first call of a conversation that is on record was proposed; None without one."""
         with self._lock:
             keys = self._conversations.get(conversation, ())
-            return min((self._records[key].created for key in keys), default=None)
+            return min((created for _, created, *_ in keys), default=None)
 
     def put(self, record: CallRecord) -> None:
         """Keep what a record says, beside what is known of its call already."""
@@ -210,7 +214,7 @@ class RecordStore:
         """How well a conversation fits a history, the best the greatest: by how many calls are in both, how
         many results differ, how many calls are not in the history, whether it waits for what has just come,
         and when it was last heard of."""
-        calls = self._calls(conversation)
+        calls = self._calls(conversation, MOST_CALLS)
         found = recognised(history, calls)
         results = [(call, found[call.key]) for call in history if call.key in found]
         return (
@@ -221,8 +225,9 @@ class RecordStore:
             max(record.returned or record.created for record in calls),
         )
 
-    def _calls(self, conversation: str) -> tuple[CallRecord, ...]:
-        keys = tuple(self._conversations.get(conversation, ()))
+    def _calls(self, conversation: str, most: int | None = None) -> tuple[CallRecord, ...]:
+        """The calls of a conversation, in their order; not more than the `most` that were last heard of."""
+        keys = tuple(islice(reversed(self._conversations.get(conversation, {})), most))[::-1]
         return in_order(record for key in keys if (record := self._get(key)) is not None)
 
     # What is kept
