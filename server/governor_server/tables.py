@@ -213,8 +213,9 @@ class TableFile(Generic[Item]):
         key, created, body = self._table.encode(item)
         if (merge := self._table.merge) is not None:
             found = connection.execute(self._table.select_one, (key,)).fetchone()
-            if found is not None and (known := self._decode(found[0])) is not None:
-                key, created, body = self._table.encode(merge(known, item))
+            known = self._decode(found[0]) if found is not None else None
+            if known is not None and (merged := merge(known, item)) != item:
+                key, created, body = self._table.encode(merged)
         connection.execute(self._table.upsert, (key, created, body))
         return created
 
