@@ -143,6 +143,7 @@ SCENES: Mapping[Reason, Callable[[], Sequence[Decision]]] = {
     Reason.VOLATILE: lambda: decided(VOLATILE, *BEFORE),
     Reason.UNFINISHED: lambda: decided(RULES, *history(numbered(NORWAY, 0), result="pending")),
     Reason.PROBE_FAILED: lambda: decided(ENFORCE, probe="timeout"),
+    Reason.CUT_MESSAGE: lambda: decided(RULES, *BEFORE, calls=[("c1", "lookup", '{"country": "Nor')]),
     Reason.NO_PROBE: lambda: decided(OBSERVE, probe_when_observing=False),
     Reason.REPLACEMENT_FAILED: lambda: decided(RULES, *BEFORE, later=[None]),
     Reason.NO_LOGPROBS: lambda: decided(ENFORCE, top=None),

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from contextlib import suppress
 from io import BytesIO
 from random import Random
 from typing import Any
@@ -223,7 +224,9 @@ async def test_a_body_that_trickles_is_given_up(target: str, every_s: float | No
         async with asyncio.timeout(10):
             seen = await wire.answer()
             assert (seen.status, json.loads(seen.body)["error"]["type"]) == (408, "request_timeout")
-            assert await wire.reader.read() == b""
+            # What is still on its way to a connection that is closed resets it.
+            with suppress(ConnectionResetError):
+                assert await wire.reader.read() == b""
         trickling.cancel()
         await proxy.until("governor_running_requests", 0)
         assert proxy.metric("governor_upstream_failures_total", reason="broken") == 0

@@ -71,11 +71,11 @@ def test_a_policy_is_made_from_its_name_and_its_parameters(
     [
         (
             "{policy: treshold}",
-            "governance.policy (from {file}): no policy 'treshold': did you mean threshold?",
+            "governance.policy (from {file}, line 1): no policy 'treshold': did you mean threshold?",
         ),
         (
             "{policy: cap, parameters: {k: 3}}",
-            "governance.parameters (from {file}): cap has no parameter 'k'",
+            "governance.parameters (from {file}, line 1): cap has no parameter 'k'",
         ),
         ("{policy: cap, parameters: {calls: few}}", "calls must be a whole number"),
     ],

@@ -143,7 +143,9 @@ async def test_calls_withheld_before_do_not_part_a_conversation() -> None:
 async def test_a_result_that_is_sent_again_is_the_same_result() -> None:
     """A client repeats a request that went wrong: no second conversation, and no second result."""
     call = ("", "lookup", '{"of": "a"}')
-    answers = [answer(Generated(calls=[call]), False), Answer.whole({}, 503), answer(OSLO, False)]
+    # Upstream is asked twice: it might have refused what was added.
+    failing = [Answer.whole({}, 503)] * 2
+    answers = [answer(Generated(calls=[call]), False), *failing, answer(OSLO, False)]
     async with (
         scripted(*answers) as upstream,
         proxied(upstream, governance={"policy": "observe"}) as proxy,
