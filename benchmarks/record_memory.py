@@ -49,7 +49,7 @@ def made(mark: bytes, created: float) -> CallRecord:
     for event in events(CALL.answer):
         for read in reader.feed(marked(event, CALL.answer, mark)):
             if read.data is not None and read.data != DONE:
-                exchange.receive(answers.chunk(read, answers.parsed))
+                exchange.receive(answers.chunk(read, answers.parsed(read.data or b"")))
     exchange.finish()
     step = exchange.review()
     assert CALL.probe is not None and isinstance(step, Ask), "the call was to be judged by a probe"

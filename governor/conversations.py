@@ -58,7 +58,7 @@ def place(record: CallRecord) -> tuple[float, int, int, bool, int, str]:
     )
 
 
-def turn(record: CallRecord) -> tuple[float, int]:
+def turn_place(record: CallRecord) -> tuple[float, int]:
     """The same for the calls of one message to the client, and another one for every other message of the
     conversation."""
     return record.created, record.step
@@ -152,14 +152,14 @@ def _recorded_question_aside(record: CallRecord) -> str:
 def noticed_before(call: CallRecord, calls: Calls) -> list[CallRecord]:
     """The calls that a notice withheld in the same turn, before this one was generated: asked for again, they
     pass under every policy."""
-    stage = _stage(call)
-    return [other for other in calls if other.noticed and turn(other) == turn(call) and _stage(other) < stage]
+    here, stage = turn_place(call), _stage(call)
+    return [other for other in calls if other.noticed and turn_place(other) == here and _stage(other) < stage]
 
 
 def together(call: CallRecord, calls: Calls) -> list[CallRecord]:
     """The other calls that were generated at once with this one."""
-    stage = turn(call), _stage(call)
-    return [other for other in calls if other is not call and (turn(other), _stage(other)) == stage]
+    stage = turn_place(call), _stage(call)
+    return [other for other in calls if other is not call and (turn_place(other), _stage(other)) == stage]
 
 
 def _stage(record: CallRecord) -> tuple[int, bool]:

@@ -219,8 +219,10 @@ class Exchange:
     @property
     def changed_tools(self) -> frozenset[str]:
         """The read-only tools that gave another answer to the same call in the client's history, with nothing
-        in between that could have changed it."""
-        return self._judge.changed
+        in between that could have changed it. Read from the results, and those only where a call came twice:
+        a long history takes its time."""
+        asked = {call.signature for call in self.history}
+        return self._judge.changed if len(asked) < len(self.history) else frozenset()
 
     @property
     def complete(self) -> bool:

@@ -22,7 +22,7 @@ from typing import Any
 from governor.calls import ToolCall, ToolEffect
 from governor.certificate import UNLABELLED, upper_bound
 from governor.conversation import ExecutedCall
-from governor.conversations import noticed_before, observed, together, turn, until_crossing
+from governor.conversations import noticed_before, observed, together, turn_place, until_crossing
 from governor.decision import Reason
 from governor.policies import Evidence, Policy, Verdict
 from governor.probe import ProbeAnswer
@@ -144,7 +144,7 @@ class Summary:
 
 
 def _evidence(records: Sequence[CallRecord], record: CallRecord) -> Evidence:
-    executed = [r for r in records if r.passed and turn(r) < turn(record)]
+    executed = [r for r in records if r.passed and turn_place(r) < turn_place(record)]
     siblings = together(record, records)
     noticed = noticed_before(record, records)
     call = _call(record)

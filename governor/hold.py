@@ -23,8 +23,8 @@ class Hold:
     """Text goes on at once; from the first call of a governed tool on, everything waits.
 
     `calls` False: calls do not wait. `end` False: neither does what follows the last token. `watch`: text
-    waits while it may be a call written out. `governs` says whether calls of a tool
-    may be withheld: those of other tools go on at once, as long as nothing before them waits.
+    waits while it may be a call written out. `governs` says whether calls of a tool may be withheld: those of
+    other tools go on at once, as long as nothing before them waits.
 
     Chunks that show nothing (the swallowed marker of a call, whitespace before the first word) wait for the
     next one, because they belong to what comes next: text, or a call.

@@ -93,8 +93,7 @@ class Judge:
     repeats after a notice. An exception in the policy lets the call pass and is kept in `errors`.
 
     `known` are the records of the conversation's earlier calls, oldest first, as far as they are known by
-    now; `missing` are the signatures of
-    those whose results a stub told the model to ask for again.
+    now; `missing` are the signatures of those whose results a stub told the model to ask for again.
     """
 
     def __init__(

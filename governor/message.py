@@ -109,9 +109,6 @@ class Keep:
         return {**logprobs, "content": content} if content else None
 
 
-EVERYTHING = Keep()
-
-
 def composed(first: Json, choices: Sequence[Json]) -> Json:
     """The first response with one choice made of the `choices` of all generations.
 

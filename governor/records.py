@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, astuple, dataclass, field, fields, replace
+from dataclasses import asdict, astuple, dataclass, field, replace
 from typing import Any
 
 from governor.calls import digest
@@ -141,10 +141,10 @@ class CallRecord:
         Unknown fields, of a later version, are left out. Raises TypeError on missing fields or anything
         else that is no record.
         """
-        known = _fields(cls, data)
+        known = known_fields(cls, data)
         for name in ("probe_before", "probe_after"):
             if known.get(name) is not None:
-                known[name] = ProbeAnswer(**_fields(ProbeAnswer, known[name]))
+                known[name] = ProbeAnswer(**known_fields(ProbeAnswer, known[name]))
         return cls(**known)
 
     def without_text(self) -> CallRecord:
@@ -175,7 +175,7 @@ def merge(one: CallRecord, other: CallRecord) -> CallRecord:
     if one == other:
         return one
     return replace(
-        max(one, other, key=_judgement),
+        _better_judged(one, other),
         signature=max(one.signature, other.signature, key=_plainness),
         entropy_before=_most(one.entropy_before, other.entropy_before),
         entropy_after=_most(one.entropy_after, other.entropy_after),
@@ -192,10 +192,23 @@ def merge(one: CallRecord, other: CallRecord) -> CallRecord:
     )
 
 
-def _judgement(record: CallRecord) -> tuple[bool, bool, str]:
-    """Orders the records of a call by how much they say of its judgement. What is judged together is kept
-    together; the text makes the order a total one."""
-    together = (
+def _better_judged(one: CallRecord, other: CallRecord) -> CallRecord:
+    """The one that says more of the judgement. What is judged together is kept together."""
+    first, second = _fullness(one), _fullness(other)
+    if first != second:
+        return one if first > second else other
+    if _judgement(one) == _judgement(other):
+        return one
+    # Written out, any two can be compared; it takes longer than all the rest.
+    return max(one, other, key=lambda record: json.dumps(_judgement(record), sort_keys=True, default=str))
+
+
+def _fullness(record: CallRecord) -> tuple[bool, bool]:
+    return record.judged, "arguments" in record.decision
+
+
+def _judgement(record: CallRecord) -> tuple[Any, ...]:
+    return (
         record.decision,
         record.signals,
         record.rule,
@@ -207,7 +220,6 @@ def _judgement(record: CallRecord) -> tuple[bool, bool, str]:
         record.arm,
         record.step,
     )
-    return record.judged, "arguments" in record.decision, json.dumps(together, sort_keys=True, default=str)
 
 
 def _plainness(signature: str) -> tuple[bool, str]:
@@ -224,8 +236,9 @@ def _least(one: float | None, other: float | None) -> float | None:
 
 
 def _fuller(one: ProbeAnswer | None, other: ProbeAnswer | None) -> ProbeAnswer | None:
-    probes = (probe for probe in (one, other) if probe is not None)
-    return max(probes, key=lambda probe: (bool(probe.text), astuple(probe)), default=None)
+    if one is None or other is None or one == other:
+        return other if one is None else one
+    return max(one, other, key=lambda probe: (bool(probe.text), astuple(probe)))
 
 
 def _counts(one: Mapping[str, int], other: Mapping[str, int]) -> Mapping[str, int]:
@@ -236,8 +249,10 @@ def _silent(probe: ProbeAnswer | None) -> ProbeAnswer | None:
     return None if probe is None else replace(probe, text="")
 
 
-def _fields(cls: type[Any], data: Mapping[str, Any]) -> dict[str, Any]:
+def known_fields(cls: type[Any], data: Mapping[str, Any]) -> dict[str, Any]:
+    """What `data` has of the fields of a dataclass; the others are of a later version. Raises TypeError where
+    it is no object."""
     if not isinstance(data, Mapping):
         raise TypeError(f"{cls.__name__} from {type(data).__name__}")
-    names = {entry.name for entry in fields(cls)}
-    return {key: value for key, value in data.items() if key in names}
+    # What `dataclasses.fields` gives it makes anew each time, which takes as long as all the rest.
+    return {key: value for key, value in data.items() if key in cls.__dataclass_fields__}

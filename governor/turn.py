@@ -88,7 +88,7 @@ class Turn:
 
     def _add(self, message: Json, choice: Json) -> None:
         self._spans = None
-        if isinstance(legacy := message.get("function_call"), Mapping):
+        if (legacy := message.get("function_call")) and isinstance(legacy, Mapping):
             self._legacy_call.name += self._text(legacy.get("name"))
             self._legacy_call.arguments.append(self._text(legacy.get("arguments")))
         if content := message.get("content"):

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from typing import Any
+
+from governor.records import known_fields
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +50,4 @@ class TurnRecord:
     def from_dict(cls, data: Mapping[str, Any]) -> TurnRecord:
         """The record that `as_dict` gave; unknown fields, of a later version, are left out. Raises TypeError
         on missing fields or anything else that is no record."""
-        if not isinstance(data, Mapping):
-            raise TypeError(f"a turn from {type(data).__name__}")
-        names = {entry.name for entry in fields(cls)}
-        return cls(**{key: value for key, value in data.items() if key in names})
+        return cls(**known_fields(cls, data))

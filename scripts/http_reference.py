@@ -10,7 +10,7 @@ from prometheus_client import CollectorRegistry
 from governor_server.app import METRICS, OPEN, create_app, own_routes
 from governor_server.dashboard.routes import is_of_page, is_private
 from governor_server.settings import Settings
-from governor_server.store import IN_MEMORY
+from governor_server.tables import IN_MEMORY
 from scripts.pages import Page, table
 
 METHODS = ("get", "post", "put", "patch", "delete")

@@ -7,7 +7,6 @@ skipped over, and handed to the core as `Unread`.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, Final, NotRequired, TypedDict
 
@@ -53,14 +52,13 @@ _logprobs: Final = msgspec.json.Decoder(_Logprobs)
 """What is measured. The bytes and the texts of the alternatives are half of what there is."""
 
 
-def chunk(event: sse.Event, parse: Callable[[bytes], Any]) -> Chunk:
-    """The chunk in the data of an `event`. Raises ValueError, and TypeError where it is no object."""
-    found = parse(event.data or b"")
-    if not isinstance(found, dict):
-        raise TypeError(f"a chunk from {type(found).__name__}")
-    read = Chunk(found)
-    read.event = event
-    return read
+def chunk(event: sse.Event, parsed: Any) -> Chunk:
+    """The chunk that came in `event`, whose data were `parsed`. Raises TypeError where they are no object."""
+    if not isinstance(parsed, dict):
+        raise TypeError(f"a chunk from {type(parsed).__name__}")
+    found = Chunk(parsed)
+    found.event = event
+    return found
 
 
 def written(chunk: Json) -> bytes:

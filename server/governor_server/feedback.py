@@ -7,7 +7,6 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any, Final
 
@@ -17,10 +16,10 @@ from starlette.requests import ClientDisconnect
 
 from governor.outcomes import Effect
 from governor_server.api_errors import described
-from governor_server.store import IN_MEMORY, Row, Table, TableFile
+from governor_server.tables import IN_MEMORY, Backing, Row, Table
 
 if TYPE_CHECKING:
-    from governor_server.shared import Shared, SharedLog
+    from governor_server.shared import Shared
 
 FEEDBACK = "/governor/feedback"
 EFFECT = "/governor/effect"
@@ -98,16 +97,17 @@ class FeedbackStore:
         self._lock = threading.Lock()
         self._items: OrderedDict[Key, Feedback] = OrderedDict()
         self._conversations: dict[str, dict[str, Feedback]] = {}
-        self._file: TableFile[Feedback] | None = None
-        self._log: SharedLog[Feedback] | None = None
-        if path != IN_MEMORY:
-            self._file = TableFile(Path(path), OUTCOMES, max_items, ttl_s, on_error)
-            for item in self._file.read(clock() - ttl_s):
-                self._insert(item)
-            self._file.start()
-        if shared is not None:
-            self._log = shared.log(OUTCOMES, self._take, max_rows=max_items, ttl_s=ttl_s)
-            self._log.start()
+        self._behind = Backing(
+            OUTCOMES,
+            path,
+            shared,
+            max_rows=max_items,
+            ttl_s=ttl_s,
+            now=clock(),
+            restore=self._insert,
+            take=self._take,
+            on_error=on_error,
+        )
 
     def __repr__(self) -> str:
         return f"<FeedbackStore [{len(self)} items, {len(self._conversations)} conversations]>"
@@ -121,10 +121,8 @@ class FeedbackStore:
         with self._lock:
             for item in items:
                 self._insert(item)
-        for behind in (self._file, self._log):
-            if behind is not None:
-                for item in items:
-                    behind.write(item)
+        for item in items:
+            self._behind.write(item)
 
     def score(self, conversation: str) -> float | None:
         """The mean over the sources, or None where none spoke."""
@@ -138,9 +136,7 @@ class FeedbackStore:
 
     def close(self) -> None:
         """Write what is queued and let go of the file and Redis. Waits a few seconds at most."""
-        for behind in (self._file, self._log):
-            if behind is not None:
-                behind.close()
+        self._behind.close()
 
     def _take(self, item: Feedback) -> None:
         """From another process."""

@@ -392,7 +392,7 @@ class GovernedChat:
         if self._given_up:
             return self._unasked(parsed, event)
         with self._may_fail:
-            chunk = answers.chunk(event, lambda _: parsed)
+            chunk = answers.chunk(event, parsed)
             if passed := self._exchange.receive(chunk):
                 self._held = 0
                 return self._opened(passed, b"".join(map(answers.written, passed)))
@@ -423,7 +423,7 @@ class GovernedChat:
             return b""
         if not isinstance(parsed, dict):
             return self._filter.cut(event.raw)
-        shown = self._exchange.shown(answers.chunk(event, lambda _: parsed))
+        shown = self._exchange.shown(answers.chunk(event, parsed))
         return b"" if shown is None else self._opened((shown,), answers.written(shown))
 
     def _unread(self, raw: bytes, *, end: bool = False) -> bytes:

@@ -46,7 +46,7 @@ from governor_server.balancer import UpstreamSettings
 from governor_server.errors import SettingsError
 from governor_server.limits import LimitSettings
 from governor_server.sections import Count, Money, Port, Seconds, Section, Share
-from governor_server.store import IN_MEMORY
+from governor_server.tables import IN_MEMORY
 
 CONFIG_VARIABLE = "GOVERNOR_CONFIG"
 DEFAULT_CONFIG = Path("governor.yaml")

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Final, Generic, NamedTuple
 
 from governor_server.errors import SettingsError
 from governor_server.extras import how_to_install
-from governor_server.store import CLOSE_TIMEOUT_S, QUEUE_SIZE, Item, Table, next_batch
+from governor_server.tables import CLOSE_TIMEOUT_S, QUEUE_SIZE, Item, Table, next_batch
 
 if TYPE_CHECKING:
     import redis

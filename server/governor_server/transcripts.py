@@ -21,7 +21,7 @@ import orjson
 
 from governor.transcript import Transcript
 from governor_server import exact_json
-from governor_server.store import Row, Table, TableFile
+from governor_server.tables import Row, Table, TableFile
 
 MOST_OPEN = 20_000
 """Conversations whose next turn can be written in short."""

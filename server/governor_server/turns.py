@@ -7,16 +7,15 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import orjson
 
 from governor.turn_record import TurnRecord
-from governor_server.store import IN_MEMORY, Row, Table, TableFile
+from governor_server.tables import IN_MEMORY, Backing, Row, Table
 
 if TYPE_CHECKING:
-    from governor_server.shared import Shared, SharedLog
+    from governor_server.shared import Shared
 
 Key = tuple[str, float]
 """A conversation, and when the request came."""
@@ -43,16 +42,17 @@ class TurnStore:
         self._max_turns, self._ttl_s, self._clock = max_turns, ttl_s, clock
         self._lock = threading.Lock()
         self._turns: OrderedDict[Key, TurnRecord] = OrderedDict()
-        self._file: TableFile[TurnRecord] | None = None
-        self._log: SharedLog[TurnRecord] | None = None
-        if path != IN_MEMORY:
-            self._file = TableFile(Path(path), TURNS, max_turns, ttl_s, on_error)
-            for turn in self._file.read(clock() - ttl_s):
-                self._insert(turn)
-            self._file.start()
-        if shared is not None:
-            self._log = shared.log(TURNS, self._take, max_rows=max_turns, ttl_s=ttl_s)
-            self._log.start()
+        self._behind = Backing(
+            TURNS,
+            path,
+            shared,
+            max_rows=max_turns,
+            ttl_s=ttl_s,
+            now=clock(),
+            restore=self._insert,
+            take=self._take,
+            on_error=on_error,
+        )
 
     def __repr__(self) -> str:
         return f"<TurnStore [{len(self)} turns]>"
@@ -63,9 +63,7 @@ class TurnStore:
     def put(self, turn: TurnRecord) -> None:
         """Keep a turn; what was kept of the same one is replaced."""
         self._take(turn)
-        for behind in (self._file, self._log):
-            if behind is not None:
-                behind.write(turn)
+        self._behind.write(turn)
 
     def all(self) -> tuple[TurnRecord, ...]:
         """All that are alive."""
@@ -75,9 +73,7 @@ class TurnStore:
 
     def close(self) -> None:
         """Write what is queued and let go of the file and Redis. Waits a few seconds at most."""
-        for behind in (self._file, self._log):
-            if behind is not None:
-                behind.close()
+        self._behind.close()
 
     def _take(self, turn: TurnRecord) -> None:
         with self._lock:

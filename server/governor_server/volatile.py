@@ -10,15 +10,14 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import orjson
 
-from governor_server.store import IN_MEMORY, Row, Table, TableFile
+from governor_server.tables import IN_MEMORY, Backing, Row, Table
 
 if TYPE_CHECKING:
-    from governor_server.shared import Shared, SharedLog
+    from governor_server.shared import Shared
 
 MAX_TOOLS: Final = 10_000
 MAX_TOOLS_PER_TENANT: Final = 256
@@ -66,16 +65,17 @@ class VolatileTools:
         self._lock = threading.Lock()
         self._tools: OrderedDict[Key, VolatileTool] = OrderedDict()
         self._names: dict[str, dict[str, None]] = {}
-        self._file: TableFile[VolatileTool] | None = None
-        self._log: SharedLog[VolatileTool] | None = None
-        if path != IN_MEMORY:
-            self._file = TableFile(Path(path), VOLATILE, MAX_TOOLS, ttl_s, on_error)
-            for seen in self._file.read(clock() - ttl_s):
-                self._insert(seen)
-            self._file.start()
-        if shared is not None:
-            self._log = shared.log(VOLATILE, self._take, max_rows=MAX_TOOLS, ttl_s=ttl_s)
-            self._log.start()
+        self._behind = Backing(
+            VOLATILE,
+            path,
+            shared,
+            max_rows=MAX_TOOLS,
+            ttl_s=ttl_s,
+            now=clock(),
+            restore=self._insert,
+            take=self._take,
+            on_error=on_error,
+        )
 
     def __repr__(self) -> str:
         return f"<VolatileTools [{len(self)} tools of {len(self._names)} tenants]>"
@@ -99,15 +99,11 @@ class VolatileTools:
         """These tools of a tenant gave another answer to the same call."""
         for tool in tools:
             if (seen := self._seen(tenant, tool)) is not None:
-                for behind in (self._file, self._log):
-                    if behind is not None:
-                        behind.write(seen)
+                self._behind.write(seen)
 
     def close(self) -> None:
         """Write what is queued and let go of the file and Redis. Waits a few seconds at most."""
-        for behind in (self._file, self._log):
-            if behind is not None:
-                behind.close()
+        self._behind.close()
 
     def _seen(self, tenant: str, tool: str) -> VolatileTool | None:
         """What is new to write; None where the same was written not long ago."""

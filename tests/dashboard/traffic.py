@@ -20,7 +20,8 @@ from governor.transcript import Transcript
 from governor_server.app import GovernorApp, create_app
 from governor_server.feedback import OUTCOMES, Feedback
 from governor_server.settings import Settings
-from governor_server.store import Item, Table, records_table
+from governor_server.store import records_table
+from governor_server.tables import Item, Table
 from governor_server.transcripts import TRANSCRIPTS
 from governor_server.turns import TURNS
 from tests.server.logs import turns

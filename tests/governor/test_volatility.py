@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -12,11 +14,13 @@ from hypothesis import strategies as st
 from governor.calls import ToolCall, ToolCatalog, ToolEffect
 from governor.conversation import ExecutedCall
 from governor.decision import Reason
+from governor.exchange import Exchange
+from governor.governance import Governance
 from governor.policies import Evidence, RulesPolicy, Verdict
 from governor.policies.threshold import ThresholdPolicy
 from governor.probe import ProbeAnswer
 from governor.pruning import PruneSettings, prune
-from governor.results import Outcome
+from governor.results import Outcome, Patterns
 from governor.rules import Budgets, RuleSettings
 from governor.volatility import changed_tools
 
@@ -81,6 +85,33 @@ def test_what_a_client_leaves_of_an_old_result_is_no_other_answer(left: str) -> 
 def test_the_arguments_count() -> None:
     """Another question has another answer."""
     assert not changed_tools([done("1", arguments='{"a": 1}'), done("2", arguments='{"a": 2}')])
+
+
+def asked(*countries: str) -> Exchange:
+    """A request behind a lookup of each country, of which no two have the same result."""
+    messages: list[Any] = [{"role": "user", "content": "Where?"}]
+    for number, country in enumerate(countries):
+        call = ToolCall(f"c{number}", 0, "lookup", json.dumps({"country": country}))
+        messages += [
+            {"role": "assistant", "content": None, "tool_calls": [call.as_entry()]},
+            {"role": "tool", "tool_call_id": call.id, "content": f"the answer {'no' * number}"},
+        ]
+    catalog = ToolCatalog(read_only=("lookup",))
+    return Exchange({"model": "m", "messages": messages}, Governance(4096, catalog=catalog))
+
+
+def test_results_are_read_only_where_a_call_came_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each request brings the whole history, and to read the results of a long one takes its time."""
+    read: list[str] = []
+
+    def told(message: Mapping[str, Any], text: str, failures: Patterns = ()) -> Outcome:
+        read.append(text)
+        return Outcome.OK
+
+    monkeypatch.setattr("governor.conversation.outcome_of", told)
+    assert not asked("Norway", "Sweden").changed_tools
+    assert read == []
+    assert asked("Norway", "Norway").changed_tools == {"lookup"}
 
 
 @given(st.lists(st.tuples(st.sampled_from("ab"), st.sampled_from("xyz")), max_size=12))

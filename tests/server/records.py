@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
-
 from governor.calls import ToolCall
 from governor.conversation import AnsweredCall, origin
 from governor.probe import ProbeAnswer
 from governor.records import CallRecord
 from governor_server.store import RecordStore
-from tests.server.waiting import PATIENCE_S
 
 SECRET = "the capital of Nauru"
 ARGUMENTS = f'{{"q":"{SECRET}"}}'
@@ -66,10 +62,3 @@ def kept(store: RecordStore, conversation: str, call_id: str) -> CallRecord | No
     found = [each for each in store.of_conversation(conversation) if each.call_id == call_id]
     assert len(found) <= 1
     return found[0] if found else None
-
-
-def until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + PATIENCE_S
-    while not condition():
-        assert time.monotonic() < deadline, f"nothing happened for {PATIENCE_S} s"
-        time.sleep(0.01)

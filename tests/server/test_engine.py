@@ -6,8 +6,7 @@ import re
 import socket
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -18,7 +17,7 @@ from governor_server.errors import EngineError, PortInUse
 from governor_server.launch import Build, Model
 from governor_server.settings import EngineSettings
 from tests.server import fake_vllm
-from tests.server.waiting import PATIENCE_S
+from tests.server.waiting import PATIENCE_S, until
 
 
 @pytest.fixture
@@ -34,13 +33,6 @@ def settings(fake: Path, *behaviour: str, **changes: object) -> EngineSettings:
     model = fake_vllm.model(fake)
     arguments = ("--fake", *behaviour) if behaviour else ()
     return EngineSettings.model_validate({"model": model, "extra_args": arguments, **changes})
-
-
-def until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + PATIENCE_S
-    while not condition():
-        assert time.monotonic() < deadline, f"nothing happened for {PATIENCE_S} s"
-        time.sleep(0.02)
 
 
 def test_it_is_ready_once_it_has_answered_a_request_with_tools_and_logprobs(fake: Path) -> None:

@@ -145,7 +145,7 @@ def test_the_client_gets_the_numbers_that_upstream_wrote(asked: dict[str, Any], 
         text = json.dumps({**chunk, "x": "X"}, separators=(",", ":")).replace('"X"', extra)
         data = text.encode()
         sent.append(exactly(text))
-        passed = exchange.receive(answers.chunk(sse.Event(b"data: " + data + b"\n\n", data), parse))
+        passed = exchange.receive(answers.chunk(sse.Event(b"data: " + data + b"\n\n", data), parse(data)))
         got += [answers.written(seen) for seen in passed]
     step = exchange.finish()
     assert not isinstance(step, Ask)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import orjson
@@ -16,15 +16,7 @@ from governor_server.serve import greeting
 from governor_server.settings import Settings
 from tests.server.scripted_upstream import Proxied, Received, ScriptedUpstream, proxied
 from tests.server.test_cli import free_port
-
-PATIENCE_S = 20.0
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    """Raises TimeoutError."""
-    async with asyncio.timeout(PATIENCE_S):
-        while not condition():  # noqa: ASYNC110
-            await asyncio.sleep(0.01)
+from tests.server.waiting import eventually
 
 
 async def readyz(proxy: Proxied) -> tuple[int, Any]:
@@ -73,7 +65,7 @@ async def test_it_serves_before_upstream_does_and_learns_what_it_needs_when_upst
         upstream = ScriptedUpstream()
         server = await asyncio.start_server(upstream.serve, "127.0.0.1", port)
         try:
-            await until(lambda: proxy.app.proxy.governance.probe.call_start_id == 8)
+            await eventually(lambda: proxy.app.proxy.governance.probe.call_start_id == 8)
             assert await readyz(proxy) == (200, {"status": "ok"})
         finally:
             server.close()
@@ -109,7 +101,7 @@ async def test_what_a_starting_server_says_is_not_learned(monkeypatch: pytest.Mo
             assert status == 503 and "GET /health" in body["reason"]
             assert upstream.asked_for_tokens
             upstream.started = True
-            await until(lambda: proxy.app.proxy.governance.probe.call_start_id == 8)
+            await eventually(lambda: proxy.app.proxy.governance.probe.call_start_id == 8)
     finally:
         server.close()
         await upstream.close()

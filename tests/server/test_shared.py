@@ -21,10 +21,10 @@ from governor_server.feedback import Feedback, FeedbackStore
 from governor_server.shared import Shared
 from governor_server.store import RecordStore
 from tests.server.bodies import answer
-from tests.server.records import SECRET, Clock, Errors, answered, kept, record, until
+from tests.server.records import SECRET, Clock, Errors, answered, kept, record
 from tests.server.redis_server import RedisServer
 from tests.server.scripted_upstream import Answer, Proxied, proxied, scripted
-from tests.server.waiting import PATIENCE_S, at_once, never_waiting
+from tests.server.waiting import PATIENCE_S, at_once, never_waiting, until
 from tests.wire.generated import Generated, chat, made
 
 NORWAY = ("c1", "lookup", '{"country": "Norway"}')

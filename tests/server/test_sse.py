@@ -121,16 +121,14 @@ CALLING = Generated(
 def test_every_event_that_reaches_the_client_has_the_fields_it_came_with(draws: st.DataObject) -> None:
     """Those whose logprobs were taken out, and those of a call that moved up into the place of another."""
     exchange = Exchange(chat(stream=True), GOVERNANCE)
-    parse = answers.parsed
     fields: dict[int, Any] = {}
     out = b""
     for number, chunk in enumerate(CALLING.chunks(usage=True)):
         raw = draws.draw(events(json.dumps({**chunk, "n": number}).encode()))
         (event,) = understood(raw)
         fields[number] = event.fields
-        out += b"".join(
-            map(answers.written, exchange.receive(answers.chunk(sse.Event(raw, event.data), parse)))
-        )
+        came = answers.chunk(sse.Event(raw, event.data), answers.parsed(event.data or b""))
+        out += b"".join(map(answers.written, exchange.receive(came)))
     step = exchange.finish()
     assert not isinstance(step, Ask)
     out += b"".join(map(answers.written, step.chunks))

@@ -3,6 +3,7 @@ from __future__ import annotations
 import sqlite3
 import stat
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from governor_server import store as module
+from governor.conversation import AnsweredCall
+from governor.conversations import recognised
+from governor.records import CallRecord
+from governor_server import store as stores
+from governor_server import tables as module
 from governor_server.store import RecordStore
-from tests.server.records import Clock, Errors, answered, kept, record, until
-from tests.server.waiting import never_waiting
+from tests.server.records import Clock, Errors, answered, kept, record
+from tests.server.waiting import never_waiting, until
 
 
 @given(st.lists(st.tuples(st.sampled_from("abcdef"), st.sampled_from("xyz")), max_size=40), st.integers(1, 4))
@@ -35,6 +40,28 @@ def test_the_store_is_bounded_and_its_index_agrees_with_it(puts: list[tuple[str,
         may_own = set(owners) or {where for _, where in alive}
         assert len(found) == (1 if owners or len(may_own) == 1 else 0)
         assert {each.conversation for each in found.values()} <= may_own
+
+
+def test_a_client_with_one_name_for_everything_holds_nobody_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its conversation grows until the store is full; what is looked for in a history is bounded, and the
+    latest calls are among it."""
+    looked_at: list[int] = []
+
+    def counted(history: Sequence[AnsweredCall], calls: Sequence[CallRecord]) -> dict[str, CallRecord]:
+        looked_at.append(len(calls))
+        return recognised(history, calls)
+
+    monkeypatch.setattr(stores, "recognised", counted)
+    monkeypatch.setattr(stores, "MOST_CALLS", 5)
+    store = RecordStore(max_records=20, clock=Clock())
+    for number in range(20):
+        store.put(record(str(number), created=1_000_000.0 + number))
+    assert list(store.find("", [answered("18"), answered("19")], "c")) == ["18", "19"]
+    assert looked_at == [5]
+    assert len(store.of_conversation("c")) == 20
+    for number in range(20, 36):
+        store.put(record(str(number), created=1_000_000.0 + number))
+    assert [each.call_id for each in store.recent(20)] == [str(number) for number in range(16, 36)]
 
 
 def test_only_the_owner_may_read_the_file(tmp_path: Path) -> None:

@@ -13,7 +13,8 @@ import pytest
 
 from governor.records import CallRecord
 from governor_server.shared import Shared
-from governor_server.store import IN_MEMORY, RecordStore
+from governor_server.store import RecordStore
+from governor_server.tables import IN_MEMORY
 from governor_server.tenants import qualified
 from tests.server.records import SECRET, Clock, Errors, answered, kept, record
 from tests.server.redis_server import RedisServer, running_redis

@@ -18,9 +18,10 @@ from governor_server import volatile
 from governor_server.settings import ToolSettings
 from governor_server.shared import Shared
 from governor_server.volatile import VolatileTool, VolatileTools
-from tests.server.records import Clock, Errors, until
+from tests.server.records import Clock, Errors
 from tests.server.redis_server import RedisServer
 from tests.server.scripted_upstream import Answer, Proxied, proxied, scripted
+from tests.server.waiting import until
 from tests.wire.generated import Generated, chat
 
 RULES = {"policy": "rules"}
@@ -78,7 +79,7 @@ def test_what_is_seen_in_every_request_is_written_now_and_then(tmp_path: Path) -
     written: list[VolatileTool] = []
     store = closing(VolatileTools(str(tmp_path / "x.db"), ttl_s=240, clock=clock))
     with store as tools, pytest.MonkeyPatch.context() as patched:
-        patched.setattr(tools._file, "write", written.append)
+        patched.setattr(tools._behind, "write", written.append)
         for _ in range(100):
             tools.learn("", ["status"])
             clock.now += 0.2

@@ -6,7 +6,6 @@ import json
 import os
 import re
 import signal
-import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from http.client import HTTPConnection
@@ -20,6 +19,7 @@ from governor_server.workers import ending
 from tests.server import fake_vllm
 from tests.server.redis_server import RedisServer
 from tests.server.test_cli import Governor, get, governor
+from tests.server.waiting import until
 
 WORKERS = 2
 PATIENCE_S = 120.0
@@ -117,10 +117,8 @@ def halted(worker: int) -> Iterator[None]:
 
 
 def until_gone(workers: set[int]) -> None:
-    deadline = time.monotonic() + PATIENCE_S
-    while any(fake_vllm.running(worker) for worker in workers):
-        assert time.monotonic() < deadline, "workers without a parent"
-        time.sleep(0.05)
+    """Else they are workers without a parent."""
+    until(lambda: not any(map(fake_vllm.running, workers)), PATIENCE_S)
 
 
 def test_several_workers_are_one_proxy(

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
-from governor.conversations import conversations, turn
+from governor.conversations import conversations, turn_place
 from governor.labels import Label
 from governor.outcomes import Effect, effect_of
 from governor.overview import OTHERS, Tally, step_of, withheld
@@ -102,7 +102,7 @@ def certificates(standings: Mapping[Key, Standing] | None) -> list[str]:
 def facts(traffic: Traffic, compared: Effect) -> list[Fact]:
     calls = traffic.calls
     tally = Tally.of(calls)
-    turns = {(r.conversation, *turn(r)): sum(r.usage.values()) for r in calls}
+    turns = {(r.conversation, *turn_place(r)): sum(r.usage.values()) for r in calls}
     found = [
         Fact(f"{tally.calls:,}", "calls proposed"),
         Fact(f"{tally.withheld:,}", "withheld"),
