@@ -107,7 +107,7 @@ class Decision:
         texts = (_figure(template, self.inputs) for template in _FIGURES.get(self.reason, ()))
         figures = ", ".join(text for text in texts if text)
         shown = f" ({figures})" if figures else ""
-        return f"The call of {self.call.name} {self._fate()}, because {_BECAUSE[self.reason]}{shown}."
+        return f"The call of {self.call.name} {self._fate()}, because {BECAUSE[self.reason]}{shown}."
 
     def _fate(self) -> str:
         if self.action is Action.PASS and self.proposed is not Action.PASS:
@@ -122,7 +122,7 @@ _FATE: Final = {
     Action.DROP: "was left out of the message, whose other calls passed",
 }
 
-_BECAUSE: Final = {
+BECAUSE: Final = {
     Reason.REPEATED_CALL: "the same call was made before",
     Reason.CYCLE: "the last calls went round in a circle with the same results",
     Reason.BUDGET: "its budget is used up",
@@ -145,10 +145,11 @@ _BECAUSE: Final = {
     Reason.NOT_JUDGED: "no policy was asked before it was delivered",
     Reason.POLICY_ERROR: "the policy failed",
     Reason.EXPLORATION: "it was drawn to be let through, to see whether withholding it would be right",
-    Reason.UNCERTIFIED: "no certificate allows to act on calls of this tool yet",
+    Reason.UNCERTIFIED: "no certificate allows acting on calls of this tool yet",
     Reason.LIKELY_USELESS: "its result is unlikely to change the answer",
     Reason.LIKELY_USEFUL: "its result may well change the answer",
 }
+"""What each reason means; the end of a sentence."""
 
 _CERTAINTY: Final = (
     "least margin {least_margin:.2f} against {margin_threshold:.2f}",

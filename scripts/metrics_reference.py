@@ -10,10 +10,10 @@ import yaml
 from prometheus_client import CollectorRegistry
 from prometheus_client.metrics import MetricWrapperBase
 
-from governor.decision import Reason
+from governor.decision import BECAUSE, Reason
 from governor.pruning import StubReason
 from governor_server.metrics import LABELS, REFUSED, UPSTREAM_FAILURES, Metrics
-from governor_server.ungoverned import Ungoverned
+from governor_server.ungoverned import ADVICE, Ungoverned
 from scripts.pages import Page, table
 
 ROOT = Path(__file__).parents[1]
@@ -73,6 +73,14 @@ def tables() -> dict[str, str]:
         "labels": table("label | values", ((f"`{name}`", text) for name, text in LABELS.items())),
         "reasons": table(
             "metric | values of `reason`", ((f"`{name}`", ", ".join(all)) for name, all in REASONS.items())
+        ),
+        "because": table(
+            "reason | the call passed or was withheld, because",
+            ((f"`{reason.value}`", BECAUSE[reason]) for reason in Reason),
+        ),
+        "ungoverned": table(
+            "reason | the request passed ungoverned:",
+            ((f"`{reason.value}`", ADVICE[reason]) for reason in Ungoverned),
         ),
         "recorded": table(
             "series | expression",

@@ -103,14 +103,25 @@ class Access:
         if tenant is None and is_preflight(scope):
             return PREFLIGHT
         if tenant is None:
-            raise refused("the API key is missing" if not key else "the API key is not known")
+            raise refused(self._what_is_wrong(key))
         return Caller(tenant if self._isolated else "", CREDENTIALS)
+
+    def _what_is_wrong(self, key: str) -> str:
+        """With the key that a client sent, and what would be right."""
+        if not key:
+            return "the API key is missing; send the key that the operator gave you as a bearer token"
+        if self.is_admin_key(key):
+            return "this is the operator's own key; a client needs one of auth.keys (`governor key TENANT`)"
+        return "the API key is not known; ask the operator for one (`governor key TENANT` makes it)"
 
     def check_admin(self, scope: Scope) -> None:
         """Whether the request may see or change what is the operator's. Raises `ApiError`."""
         if self._admin_keys:
             if known(self._admin_keys, credential(scope)) is None:
-                raise refused("this is the operator's: it needs one of auth.admin_keys")
+                raise refused(
+                    "this is for the operator; send a key of auth.admin_keys as a bearer token "
+                    "(`governor key` makes one)"
+                )
         elif not from_here(scope):
             raise ApiError(
                 403,

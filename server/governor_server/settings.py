@@ -53,6 +53,17 @@ DEFAULT_CONFIG = Path("governor.yaml")
 ENV_PREFIX = "GOVERNOR_"
 REDIS_SCHEMES = ("redis://", "rediss://", "unix://")
 
+PLAIN: Mapping[str, str] = {
+    **dict.fromkeys(("int_parsing", "int_type", "int_from_float"), "must be a whole number"),
+    **dict.fromkeys(("float_parsing", "float_type"), "must be a number"),
+    **dict.fromkeys(("bool_parsing", "bool_type"), "must be true or false"),
+    "string_type": "must be text",
+    "tuple_type": "must be a list, such as [one, two]",
+    **dict.fromkeys(("dict_type", "mapping_type"), "must be a mapping, such as {name: value}"),
+    **dict.fromkeys(("model_type", "model_attributes_type", "dataclass_type"), "must be a section with keys"),
+}
+"""What pydantic's types of errors mean to somebody who writes YAML."""
+
 UNKNOWN_VOCAB_SIZE = 262_144
 """Where nobody can tell: as large as the largest common vocabulary, so that an upper bound remains one."""
 
@@ -526,7 +537,9 @@ def _read_environment(environ: Mapping[str, str]) -> Mapping[str, Any]:
     except SourceError as error:
         section = str(error).split('"')[1]
         names = ", ".join(name for name in ours if name.upper().startswith(f"{ENV_PREFIX}{section.upper()}"))
-        raise SettingsError(f"{names}: a list or a mapping is written as JSON here") from None
+        raise SettingsError(
+            f"{names}: a list or a mapping is written as JSON here, such as '[\"search*\"]'"
+        ) from None
 
 
 def _merge(into: dict[str, Any], layer: Mapping[str, Any]) -> None:
@@ -573,10 +586,12 @@ def _line(error: ErrorDetails, layers: Layers) -> str:
     where = f" (from {origin})" if origin else ""
     if error["type"] == "extra_forbidden":
         return f"unknown setting {name}{where}{_suggest_setting(name)}"
-    message = error["msg"].removeprefix("Value error, ")
+    message = error["msg"].removeprefix("Value error, ").replace("Input should be", "must be")
     if not location:
         return message
-    return f"{name}{where}: {message}, not {error['input']!r}"
+    if error["type"] == "missing":
+        return f"{name}{where}: must be given"
+    return f"{name}{where}: {PLAIN.get(error['type'], message)}, not {error['input']!r}"
 
 
 def _suggest_setting(name: str) -> str:

@@ -57,7 +57,7 @@ ADVICE: Final[Mapping[Ungoverned, str]] = {
     Ungoverned.SEVERAL_CHOICES: "a client asks for several choices (`n`)",
     Ungoverned.OTHER_LOGPROBS: "a client asks for logprobs in a form from which no entropy can be had",
     Ungoverned.OTHER_DECODING: "a client asks for `echo`, beam search or a continued message",
-    Ungoverned.LEGACY_FUNCTIONS: "a client uses `functions` of old; have it send `tools`",
+    Ungoverned.LEGACY_FUNCTIONS: "a client sends the legacy `functions`; have it send `tools`",
 }
 """What the log says of each reason."""
 

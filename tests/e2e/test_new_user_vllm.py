@@ -140,11 +140,11 @@ async def test_ones_own_traffic_leads_to_a_trained_model(engine: Engine, home: P
     }
     with serving(commands("log"), home, served) as proxy:
         url = f"http://127.0.0.1:{proxy.ready()}"
-        chat = Telling(AsyncOpenAI(base_url=f"{url}/v1", api_key="none"))
-        agent = Agent(chat, AtlasEnvironment())
-        for task in tasks():
-            run_ = await agent.ask(task)
-            tell(url, chat.conversation, run_)
+        async with AsyncOpenAI(base_url=f"{url}/v1", api_key="none") as client:
+            chat = Telling(client)
+            agent = Agent(chat, AtlasEnvironment())
+            for task in tasks():
+                tell(url, chat.conversation, await agent.ask(task))
     told = run(commands("train"), home, {"your/model": str(bundled_model())})
     assert "Recommended reward:" in told and "Model: build/run" in told
     assert (home / "build/run/model.safetensors").is_file()
@@ -164,9 +164,9 @@ class Telling:
         return told
 
 
-def tell(url: str, conversation: str, run_: Run) -> None:
+def tell(url: str, conversation: str, run: Run) -> None:
     """As the quick start does with curl."""
-    body = json.dumps({"conversation": conversation, "passed": run_.correct}).encode()
+    body = json.dumps({"conversation": conversation, "passed": run.correct}).encode()
     request = urllib.request.Request(f"{url}/governor/feedback", body, {"content-type": "application/json"})
     with urllib.request.urlopen(request, timeout=30) as answer:
         assert answer.status == 200

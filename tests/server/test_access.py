@@ -64,6 +64,26 @@ async def test_without_a_known_key_nothing_is_asked(headers: dict[str, str], pat
     assert not upstream.received
 
 
+@pytest.mark.parametrize(
+    ("headers", "path", "advice"),
+    [
+        ({}, "/v1/chat/completions", "is missing; send the key"),
+        (bearer("other"), "/v1/chat/completions", "is not known; ask the operator"),
+        (bearer("key-admin"), "/v1/chat/completions", "a client needs one of auth.keys"),
+        (bearer("key-a"), "/governor/effect", "send a key of auth.admin_keys"),
+    ],
+)
+async def test_a_refusal_says_what_to_do(headers: dict[str, str], path: str, advice: str) -> None:
+    """Whoever has the wrong key has mostly taken one for the other."""
+    async with (
+        scripted() as upstream,
+        proxied(upstream, auth=KEYS) as proxy,
+        proxy.client.get(path, headers=headers) as response,
+    ):
+        assert response.status == 401
+        assert advice in (await response.json())["error"]["message"]
+
+
 @pytest.mark.parametrize("headers", [bearer("key-a"), {"x-api-key": "key-a"}])
 @pytest.mark.parametrize("own", [None, "secret"])
 async def test_a_clients_key_stays_at_the_proxy(headers: dict[str, str], own: str | None) -> None:

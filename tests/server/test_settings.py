@@ -103,6 +103,29 @@ def test_a_mistake_is_one_line_that_names_the_key_and_the_file(
         assert part in message
 
 
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("tools: {read_only: search}", "must be a list, such as [one, two], not 'search'"),
+        ("server: {port: two}", "must be a whole number, not 'two'"),
+        ("server: {port: 1.5}", "must be a whole number, not 1.5"),
+        ("server: {port: 99999}", "must be less than or equal to 65535, not 99999"),
+        ("store: {ttl_s: 1d}", "must be a number, not '1d'"),
+        ("observe: {probe: maybe}", "must be true or false, not 'maybe'"),
+        ("observe: yes", "must be a section with keys, not True"),
+        ("prices: {currency: 3}", "must be text, not 3"),
+        ("prices: {per_call: 3}", "must be a mapping, such as {name: value}, not 3"),
+        ("auth: {keys: [{tenant: acme}]}", "auth.keys.0.sha256 (from"),
+        ("auth: {keys: [{tenant: acme}]}", "must be given"),
+    ],
+)
+def test_a_wrong_value_is_told_in_words_of_yaml(text: str, told: str, tmp_path: Path) -> None:
+    """Nobody who writes settings knows what a tuple is, or what a library calls a whole number."""
+    message = failure(text, tmp_path=tmp_path)
+    assert told in message
+    assert "Input" not in message and "valid" not in message
+
+
 def test_all_mistakes_are_told_at_once_each_with_its_line(tmp_path: Path) -> None:
     """Whoever mends a file one mistake a start has many starts before him."""
     text = """\

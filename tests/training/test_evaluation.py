@@ -109,7 +109,7 @@ def data(tmp_path: Path) -> Callable[[str], list[str]]:
         ("--environment atlsa", "no environment 'atlsa'"),
         ("--environment no.such.module:make", "cannot import no.such.module"),
         ("--dataset TMP/data.jsonl", "--tools"),
-        ("--dataset TMP/none.jsonl --tools json", "cannot read the data set"),
+        ("--dataset TMP/none.jsonl --tools json", "none.jsonl: No such file or directory"),
         ("--environment tests.training.toy:Toy", "no model is bundled"),
         ("--policies cup --model TMP --out TMP", "did you mean cap"),
         ("--max-harm 2", "between 0 and 1"),

@@ -217,7 +217,9 @@ def load_rows(path: Path) -> tuple[Row, ...]:
     """The rows of a JSON Lines file. Raises `DatasetError`, with the number of the line."""
     try:
         lines = path.read_text("utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
+    except OSError as error:
+        raise DatasetError(f"cannot read the data set {path}: {error.strerror or error}") from None
+    except UnicodeDecodeError as error:
         raise DatasetError(f"cannot read the data set {path}: {error}") from None
     rows = [_row(line, f"line {number} of {path}") for number, line in enumerate(lines, 1) if line.strip()]
     if not rows:

@@ -290,6 +290,7 @@ def test_settings_come_from_a_file_and_flags_win(
     ("more", "said"),
     [
         ({"data": "no-such-file.jsonl"}, "cannot read no-such-file.jsonl"),
+        ({"model_name_or_path": "./no-such-model"}, "cannot load the model ./no-such-model: give a folder"),
         ({"objective": "ppo"}, "--objective: invalid choice: 'ppo'"),
         ({"reward": "wishes"}, "--reward: invalid choice: 'wishes'"),
         ({"reward": "dense"}, "needs a diagnosis"),

@@ -27,6 +27,7 @@ from governor_training.finetuning.collection import Collector, summary
 from governor_training.finetuning.logs import Writer
 from governor_training.finetuning.trajectory import Trajectory
 from governor_training.inprocess import InProcess
+from governor_training.pretrained import check_model
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -72,6 +73,7 @@ async def _collect(options: argparse.Namespace, place: Place, console: Console) 
             )
             base = base_governance(place.environment, options.upstream, place.served.vocab_size)
         else:
+            check_model(str(place.served.model))
             engine = InProcess.load(str(place.served.model))
             upstream, base = engine, governance(place.environment, engine)
         collector = Collector(

@@ -146,7 +146,9 @@ class Exact:
         from trl.trainer.utils import add_fused_lm_head
 
         from governor_training.finetuning.segments import Encoder
+        from governor_training.pretrained import check_model
 
+        check_model(model)
         self._encoder = Encoder(AutoTokenizer.from_pretrained(model))
         self._model = AutoModelForCausalLM.from_pretrained(model).eval()
         add_fused_lm_head(self._model, outputs=("log_probs", "entropy"))

@@ -37,6 +37,7 @@ from governor_training.finetuning.weighting import (
     on_disk,
     weighted_data,
 )
+from governor_training.pretrained import check_model
 
 DATA = "data"
 """The folder under the output's that holds what was made of the logs."""
@@ -137,9 +138,9 @@ def train(
         raise UsageError("no model to begin with: give --model_name_or_path")
     objective = Objective(arguments.objective)
     log = Log.of(arguments, tools)
-    tokenizer = AutoTokenizer.from_pretrained(
-        model.model_name_or_path, revision=model.model_revision, trust_remote_code=training.trust_remote_code
-    )
+    source = {"revision": model.model_revision, "trust_remote_code": training.trust_remote_code}
+    check_model(model.model_name_or_path, **source)
+    tokenizer = AutoTokenizer.from_pretrained(model.model_name_or_path, **source)
     encoder = Encoder(tokenizer)
     training.model_init_kwargs = {**_init(model), **(training.model_init_kwargs or {})}
     common: dict[str, Any] = {

@@ -137,7 +137,9 @@ def _trainer(
     from transformers import AutoTokenizer
 
     from governor_training.finetuning.online.trainer import EntropyGRPOTrainer
+    from governor_training.pretrained import check_model
 
+    check_model(start)
     try:
         tasks = environment.tasks(options.tasks, options.tasks_seed, Split.TRAIN)
         wanted = options.eval_tasks
