@@ -27,6 +27,9 @@ from urllib.request import HTTPCookieProcessor, OpenerDirector, Request, build_o
 import orjson
 import pytest
 import yaml
+from playwright.sync_api import expect, sync_playwright
+
+from tests.dashboard.browser import chromium
 
 ROOT = Path(__file__).parents[2]
 COMPOSE = ["-f", "docker/compose.yaml", "--profile", "cpu", "--profile", "monitoring"]
@@ -34,6 +37,7 @@ SERVICES = ["vllm-cpu", "governor-demo", "traffic", "prometheus"]
 """Without Grafana: its image is not on every machine, and nothing here asks it."""
 GOVERNOR = "http://127.0.0.1:{}".format(os.environ.get("GOVERNOR_PORT", "8000"))
 PROMETHEUS = "http://127.0.0.1:{}".format(os.environ.get("PROMETHEUS_PORT", "9090"))
+PICTURES = ROOT / "build" / "containers"
 START_S = 600.0
 HEALTH_S = 5.0
 
@@ -52,9 +56,10 @@ class Engine:
 
     def __init__(self) -> None:
         self.docker = docker_runs()
+        podman = shutil.which("podman")
         compose = shutil.which("podman-compose", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
-        if not self.docker and compose is None:
-            pytest.skip("neither a Docker engine nor podman-compose is here (pip install podman-compose)")
+        if not self.docker and (podman is None or compose is None):
+            pytest.skip("neither a Docker engine nor podman with podman-compose is here")
         self._compose = ["docker", "compose"] if self.docker else [str(compose)]
         self._engine = ["docker"] if self.docker else ["podman"]
         settings = ROOT / "docker" / "containers.conf"
@@ -162,9 +167,17 @@ def up(engine: Engine, key: tuple[str, str]) -> Iterator[Engine]:
         engine.compose("down", "--volumes", check=False)
 
 
+def test_the_image_holds_what_its_settings_may_ask_for(engine: Engine) -> None:
+    """The fit of the calibrated gate, OpenTelemetry and the client of Redis."""
+    modules = "import governor_calibration.fit, opentelemetry.sdk, redis"
+    engine.run("run", "--rm", "--network", "none", "--entrypoint", "python", image(), "-c", modules)
+
+
 def test_the_governor_is_nobody_and_writes_to_its_records_only(up: Engine) -> None:
     name = up.container("governor-demo")
-    assert up.run("exec", name, "id", "-u").stdout.strip() == "10001"
+    process = up.run("exec", name, "cat", "/proc/1/status").stdout
+    found = dict(re.findall(r"^(Uid|CapEff|CapBnd|NoNewPrivs):\s*(\w+)", process, flags=re.MULTILINE))
+    assert found == {"Uid": "10001", "CapEff": "0" * 16, "CapBnd": "0" * 16, "NoNewPrivs": "1"}
     for path in ("/x", "/opt/governor/x", "/etc/x"):
         assert up.run("exec", name, "touch", path, check=False).returncode != 0
     up.run("exec", name, "touch", "/var/lib/governor/x", "/tmp/x")
@@ -190,6 +203,27 @@ def test_a_decision_is_seen_on_the_dashboard(up: Engine, key: tuple[str, str]) -
     found = get(f"{GOVERNOR}/dashboard/api/conversation/{row['conversation']}", cookies)
     decisions = [call["decision"] for turn in found["turns"] for call in turn["calls"]]
     assert any(decision["action"] != "pass" and decision["reason"] for decision in decisions)
+
+
+def test_the_dashboard_shows_it_in_a_browser(up: Engine, key: tuple[str, str]) -> None:
+    """The operator types the key and sees what was withheld. The pictures are in build/containers."""
+    PICTURES.mkdir(parents=True, exist_ok=True)
+    path = chromium()
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(
+            executable_path=path, args=["--no-sandbox", "--disable-dev-shm-usage"]
+        )
+        page = browser.new_page(viewport={"width": 1280, "height": 900})
+        page.goto(f"{GOVERNOR}/dashboard")
+        page.fill("#key", key[0])
+        page.press("#key", "Enter")
+        for view in ("overview", "conversations"):
+            page.wait_for_function("view => document.documentElement.dataset.shown === view", arg=view)
+            expect(page.locator("#live")).to_have_attribute("data-state", "live")
+            page.screenshot(path=PICTURES / f"{view}.png")
+            page.goto(f"{GOVERNOR}/dashboard#/conversations?only=withheld")
+        assert page.locator("tbody tr").count() > 0
+        browser.close()
 
 
 def test_prometheus_has_what_the_governor_counts(up: Engine) -> None:
