@@ -39,6 +39,7 @@ GOVERNOR = "http://127.0.0.1:{}".format(os.environ.get("GOVERNOR_PORT", "8000"))
 PROMETHEUS = "http://127.0.0.1:{}".format(os.environ.get("PROMETHEUS_PORT", "9090"))
 PICTURES = ROOT / "build" / "containers"
 START_S = 600.0
+DECISION_S = 300.0
 HEALTH_S = 5.0
 
 log = logging.getLogger(__name__)
@@ -167,6 +168,27 @@ def up(engine: Engine, key: tuple[str, str]) -> Iterator[Engine]:
         engine.compose("down", "--volumes", check=False)
 
 
+@pytest.fixture(scope="module")
+def operator(up: Engine, key: tuple[str, str]) -> OpenerDirector:
+    """Logged in with the key."""
+    cookies = build_opener(HTTPCookieProcessor(CookieJar()))
+    form = urlencode({"key": key[0]}).encode()
+    cookies.open(Request(f"{GOVERNOR}/dashboard/login", form, {"origin": GOVERNOR}), timeout=10).read()
+    return cookies
+
+
+@pytest.fixture(scope="module")
+def withheld(operator: OpenerDirector) -> str:
+    """A conversation in which a call was withheld."""
+
+    def rows() -> Any:
+        found = get(f"{GOVERNOR}/dashboard/api/conversations?only=withheld", operator)
+        return found and found["conversations"]
+
+    name: str = until(rows, DECISION_S)[0]["conversation"]
+    return name
+
+
 def test_the_image_holds_what_its_settings_may_ask_for(engine: Engine) -> None:
     """The fit of the calibrated gate, OpenTelemetry and the client of Redis."""
     modules = "import governor_calibration.fit, opentelemetry.sdk, redis"
@@ -189,23 +211,14 @@ def test_without_the_key_the_dashboard_is_closed(up: Engine) -> None:
     assert status(f"{GOVERNOR}/governor/decisions") in (401, 403)
 
 
-def test_a_decision_is_seen_on_the_dashboard(up: Engine, key: tuple[str, str]) -> None:
+def test_a_decision_is_seen_on_the_dashboard(operator: OpenerDirector, withheld: str) -> None:
     """By the operator, who logs in with the key: a call that was withheld, with its reason."""
-    cookies = build_opener(HTTPCookieProcessor(CookieJar()))
-    form = urlencode({"key": key[0]}).encode()
-    cookies.open(Request(f"{GOVERNOR}/dashboard/login", form, {"origin": GOVERNOR}), timeout=10).read()
-
-    def withheld() -> Any:
-        found = get(f"{GOVERNOR}/dashboard/api/conversations?only=withheld", cookies)
-        return found and found["conversations"]
-
-    (row, *_) = until(withheld, 240.0)
-    found = get(f"{GOVERNOR}/dashboard/api/conversation/{row['conversation']}", cookies)
+    found = get(f"{GOVERNOR}/dashboard/api/conversation/{withheld}", operator)
     decisions = [call["decision"] for turn in found["turns"] for call in turn["calls"]]
     assert any(decision["action"] != "pass" and decision["reason"] for decision in decisions)
 
 
-def test_the_dashboard_shows_it_in_a_browser(up: Engine, key: tuple[str, str]) -> None:
+def test_the_dashboard_shows_it_in_a_browser(key: tuple[str, str], withheld: str) -> None:
     """The operator types the key and sees what was withheld. The pictures are in build/containers."""
     PICTURES.mkdir(parents=True, exist_ok=True)
     path = chromium()
@@ -214,15 +227,21 @@ def test_the_dashboard_shows_it_in_a_browser(up: Engine, key: tuple[str, str]) -
             executable_path=path, args=["--no-sandbox", "--disable-dev-shm-usage"]
         )
         page = browser.new_page(viewport={"width": 1280, "height": 900})
-        page.goto(f"{GOVERNOR}/dashboard")
-        page.fill("#key", key[0])
-        page.press("#key", "Enter")
-        for view in ("overview", "conversations"):
+
+        def look_at(view: str) -> None:
             page.wait_for_function("view => document.documentElement.dataset.shown === view", arg=view)
             expect(page.locator("#live")).to_have_attribute("data-state", "live")
             page.screenshot(path=PICTURES / f"{view}.png")
-            page.goto(f"{GOVERNOR}/dashboard#/conversations?only=withheld")
-        assert page.locator("tbody tr").count() > 0
+
+        page.goto(f"{GOVERNOR}/dashboard")
+        page.fill("#key", key[0])
+        page.press("#key", "Enter")
+        look_at("overview")
+        page.goto(f"{GOVERNOR}/dashboard#/conversations?only=withheld")
+        look_at("conversations")
+        page.goto(f"{GOVERNOR}/dashboard#/conversation/{withheld}")
+        look_at("conversation")
+        expect(page.get_by_text("withheld").first).to_be_visible()
         browser.close()
 
 
@@ -236,8 +255,10 @@ def test_prometheus_has_what_the_governor_counts(up: Engine) -> None:
     assert until(calls, 120.0) > 0
 
 
-def test_it_stops_in_order(up: Engine) -> None:
+def test_it_stops_in_order_and_starts_again(up: Engine) -> None:
     """With the running answers ended, not by a kill."""
     name = up.container("governor-demo")
     up.run("stop", "--time", "30", name)
     assert up.run("inspect", "--format", "{{.State.ExitCode}}", name).stdout.strip() == "0"
+    up.run("start", name)
+    until(lambda: status(f"{GOVERNOR}/readyz") == 200, START_S)
