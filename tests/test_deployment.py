@@ -154,6 +154,13 @@ def test_the_image_has_what_every_policy_needs() -> None:
     assert set(held.split(",")) == {"calibration", "otel", "redis"}
 
 
+def test_the_engine_of_the_demonstration_needs_no_compiler_when_it_runs() -> None:
+    """As when the governor starts vLLM itself."""
+    text = (ROOT / "docker" / "demo.Dockerfile").read_text("utf-8")
+    ours = launch.environment(EngineSettings(), launch.Model("m", None), launch.Build.CPU, {})
+    assert f"TORCH_COMPILE_DISABLE={ours['TORCH_COMPILE_DISABLE']}" in text
+
+
 def _flags(command: list[str]) -> set[str]:
     """`--name value` and `--name=value` alike, without what is each deployment's own."""
     text = _interpolated(" ".join(command))
