@@ -168,16 +168,16 @@ def up(engine: Engine, key: tuple[str, str]) -> Iterator[Engine]:
         engine.compose("down", "--volumes", check=False)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def operator(up: Engine, key: tuple[str, str]) -> OpenerDirector:
-    """Logged in with the key."""
+    """Logged in with the key; a session ends with the governor that it was opened in."""
     cookies = build_opener(HTTPCookieProcessor(CookieJar()))
     form = urlencode({"key": key[0]}).encode()
     cookies.open(Request(f"{GOVERNOR}/dashboard/login", form, {"origin": GOVERNOR}), timeout=10).read()
     return cookies
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def withheld(operator: OpenerDirector) -> str:
     """A conversation in which a call was withheld."""
 
