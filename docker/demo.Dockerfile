@@ -17,7 +17,8 @@ ENV PATH=/src/.venv/bin:$PATH \
     PYTHONDONTWRITEBYTECODE=1 \
     HOME=/home/governor \
     HF_HUB_OFFLINE=1 \
-    VLLM_NO_USAGE_STATS=1
+    VLLM_NO_USAGE_STATS=1 \
+    TORCH_COMPILE_DISABLE=1
 EXPOSE 8000
 # The flags are those with which the governor starts vLLM itself; a test compares them.
 CMD ["python", "-m", "vllm.entrypoints.openai.api_server", \

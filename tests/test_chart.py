@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -102,6 +103,22 @@ def test_the_settings_are_understood_and_those_of_the_kustomize_base() -> None:
     written = rendered({})["ConfigMap", "governor-tool-governor"]["data"]["governor.yaml"]
     assert yaml.safe_load(written) == manifest("governor")
     assert Settings(**yaml.safe_load(written)).upstream.url == "http://vllm:8000"
+
+
+def test_the_commands_of_the_documentation_set_what_they_say() -> None:
+    """Each `--set` of the page, read and rendered as Helm does."""
+    page = (ROOT / "docs" / "deployment.md").read_text("utf-8")
+    expressions = [one or two for one, two in re.findall(r"--set (?:'([^']+)'|(\S+))", page)]
+    assert len(expressions) == 4
+    everything: dict[str, Any] = {}
+    for expression in expressions:
+        given = helm.parse_set_string(expression)
+        assert rendered(given)
+        for name, value in given.get("settings", {}).items():
+            everything.setdefault(name, {}).update(value)
+    settings = Settings(**everything)
+    assert settings.governance.mode == "enforce"
+    assert settings.tools.read_only == ("search*", "get_*")
 
 
 def test_new_settings_make_new_pods() -> None:

@@ -98,6 +98,13 @@ def test_ports_are_open_to_this_machine_only() -> None:
         assert all(port.startswith("127.0.0.1:") for port in service.get("ports", ()))
 
 
+@pytest.mark.parametrize("name", ["vllm", "vllm-cpu"])
+def test_the_engine_has_shared_memory(name: str) -> None:
+    """Its processes talk through it, and do not start with the 64 MiB that a container has by default."""
+    service = SERVICES[name]
+    assert service.get("ipc") == "host" or service.get("shm_size") == "1gb"
+
+
 @pytest.mark.parametrize("name", ["governor", "governor-demo"])
 def test_the_governor_is_hardened(name: str) -> None:
     """Nothing to write but the records, and nothing to become."""
@@ -145,6 +152,13 @@ def test_the_image_has_what_every_policy_needs() -> None:
     text = (ROOT / "docker" / "Dockerfile").read_text("utf-8")
     (held,) = re.findall(r'^ARG EXTRAS="\[(.*)\]"$', text, flags=re.MULTILINE)
     assert set(held.split(",")) == {"calibration", "otel", "redis"}
+
+
+def test_the_engine_of_the_demonstration_needs_no_compiler_when_it_runs() -> None:
+    """As when the governor starts vLLM itself."""
+    text = (ROOT / "docker" / "demo.Dockerfile").read_text("utf-8")
+    ours = launch.environment(EngineSettings(), launch.Model("m", None), launch.Build.CPU, {})
+    assert f"TORCH_COMPILE_DISABLE={ours['TORCH_COMPILE_DISABLE']}" in text
 
 
 def _flags(command: list[str]) -> set[str]:

@@ -130,6 +130,9 @@ def environment(
         defaults |= {
             "VLLM_CPU_KVCACHE_SPACE": str(settings.cpu_kv_cache_gib),
             "VLLM_CPU_OMP_THREADS_BIND": settings.cpu_threads or _cores(os.sched_getaffinity(0)),
+            # `--enforce-eager` leaves the sampler compiled, whose first request ends an engine on a machine
+            # without a C++ compiler or Python's headers.
+            "TORCH_COMPILE_DISABLE": "1",
         }
     return defaults | result
 

@@ -27,6 +27,9 @@ from urllib.request import HTTPCookieProcessor, OpenerDirector, Request, build_o
 import orjson
 import pytest
 import yaml
+from playwright.sync_api import expect, sync_playwright
+
+from tests.dashboard.browser import chromium
 
 ROOT = Path(__file__).parents[2]
 COMPOSE = ["-f", "docker/compose.yaml", "--profile", "cpu", "--profile", "monitoring"]
@@ -34,7 +37,9 @@ SERVICES = ["vllm-cpu", "governor-demo", "traffic", "prometheus"]
 """Without Grafana: its image is not on every machine, and nothing here asks it."""
 GOVERNOR = "http://127.0.0.1:{}".format(os.environ.get("GOVERNOR_PORT", "8000"))
 PROMETHEUS = "http://127.0.0.1:{}".format(os.environ.get("PROMETHEUS_PORT", "9090"))
+PICTURES = ROOT / "build" / "containers"
 START_S = 600.0
+DECISION_S = 300.0
 HEALTH_S = 5.0
 
 log = logging.getLogger(__name__)
@@ -52,9 +57,10 @@ class Engine:
 
     def __init__(self) -> None:
         self.docker = docker_runs()
+        podman = shutil.which("podman")
         compose = shutil.which("podman-compose", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
-        if not self.docker and compose is None:
-            pytest.skip("neither a Docker engine nor podman-compose is here (pip install podman-compose)")
+        if not self.docker and (podman is None or compose is None):
+            pytest.skip("neither a Docker engine nor podman with podman-compose is here")
         self._compose = ["docker", "compose"] if self.docker else [str(compose)]
         self._engine = ["docker"] if self.docker else ["podman"]
         settings = ROOT / "docker" / "containers.conf"
@@ -162,9 +168,38 @@ def up(engine: Engine, key: tuple[str, str]) -> Iterator[Engine]:
         engine.compose("down", "--volumes", check=False)
 
 
+@pytest.fixture
+def operator(up: Engine, key: tuple[str, str]) -> OpenerDirector:
+    """Logged in with the key; a session ends with the governor that it was opened in."""
+    cookies = build_opener(HTTPCookieProcessor(CookieJar()))
+    form = urlencode({"key": key[0]}).encode()
+    cookies.open(Request(f"{GOVERNOR}/dashboard/login", form, {"origin": GOVERNOR}), timeout=10).read()
+    return cookies
+
+
+@pytest.fixture
+def withheld(operator: OpenerDirector) -> str:
+    """A conversation in which a call was withheld."""
+
+    def rows() -> Any:
+        found = get(f"{GOVERNOR}/dashboard/api/conversations?only=withheld", operator)
+        return found and found["conversations"]
+
+    name: str = until(rows, DECISION_S)[0]["conversation"]
+    return name
+
+
+def test_the_image_holds_what_its_settings_may_ask_for(engine: Engine) -> None:
+    """The fit of the calibrated gate, OpenTelemetry and the client of Redis."""
+    modules = "import governor_calibration.fit, opentelemetry.sdk, redis"
+    engine.run("run", "--rm", "--network", "none", "--entrypoint", "python", image(), "-c", modules)
+
+
 def test_the_governor_is_nobody_and_writes_to_its_records_only(up: Engine) -> None:
     name = up.container("governor-demo")
-    assert up.run("exec", name, "id", "-u").stdout.strip() == "10001"
+    process = up.run("exec", name, "cat", "/proc/1/status").stdout
+    found = dict(re.findall(r"^(Uid|CapEff|CapBnd|NoNewPrivs):\s*(\w+)", process, flags=re.MULTILINE))
+    assert found == {"Uid": "10001", "CapEff": "0" * 16, "CapBnd": "0" * 16, "NoNewPrivs": "1"}
     for path in ("/x", "/opt/governor/x", "/etc/x"):
         assert up.run("exec", name, "touch", path, check=False).returncode != 0
     up.run("exec", name, "touch", "/var/lib/governor/x", "/tmp/x")
@@ -176,20 +211,38 @@ def test_without_the_key_the_dashboard_is_closed(up: Engine) -> None:
     assert status(f"{GOVERNOR}/governor/decisions") in (401, 403)
 
 
-def test_a_decision_is_seen_on_the_dashboard(up: Engine, key: tuple[str, str]) -> None:
+def test_a_decision_is_seen_on_the_dashboard(operator: OpenerDirector, withheld: str) -> None:
     """By the operator, who logs in with the key: a call that was withheld, with its reason."""
-    cookies = build_opener(HTTPCookieProcessor(CookieJar()))
-    form = urlencode({"key": key[0]}).encode()
-    cookies.open(Request(f"{GOVERNOR}/dashboard/login", form, {"origin": GOVERNOR}), timeout=10).read()
-
-    def withheld() -> Any:
-        found = get(f"{GOVERNOR}/dashboard/api/conversations?only=withheld", cookies)
-        return found and found["conversations"]
-
-    (row, *_) = until(withheld, 240.0)
-    found = get(f"{GOVERNOR}/dashboard/api/conversation/{row['conversation']}", cookies)
+    found = get(f"{GOVERNOR}/dashboard/api/conversation/{withheld}", operator)
     decisions = [call["decision"] for turn in found["turns"] for call in turn["calls"]]
     assert any(decision["action"] != "pass" and decision["reason"] for decision in decisions)
+
+
+def test_the_dashboard_shows_it_in_a_browser(key: tuple[str, str], withheld: str) -> None:
+    """The operator types the key and sees what was withheld. The pictures are in build/containers."""
+    PICTURES.mkdir(parents=True, exist_ok=True)
+    path = chromium()
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(
+            executable_path=path, args=["--no-sandbox", "--disable-dev-shm-usage"]
+        )
+        page = browser.new_page(viewport={"width": 1280, "height": 900})
+
+        def look_at(view: str) -> None:
+            page.wait_for_function("view => document.documentElement.dataset.shown === view", arg=view)
+            expect(page.locator("#live")).to_have_attribute("data-state", "live")
+            page.screenshot(path=PICTURES / f"{view}.png")
+
+        page.goto(f"{GOVERNOR}/dashboard")
+        page.fill("#key", key[0])
+        page.press("#key", "Enter")
+        look_at("overview")
+        page.goto(f"{GOVERNOR}/dashboard#/conversations?only=withheld")
+        look_at("conversations")
+        page.goto(f"{GOVERNOR}/dashboard#/conversation/{withheld}")
+        look_at("conversation")
+        expect(page.get_by_text("withheld").first).to_be_visible()
+        browser.close()
 
 
 def test_prometheus_has_what_the_governor_counts(up: Engine) -> None:
@@ -202,8 +255,10 @@ def test_prometheus_has_what_the_governor_counts(up: Engine) -> None:
     assert until(calls, 120.0) > 0
 
 
-def test_it_stops_in_order(up: Engine) -> None:
+def test_it_stops_in_order_and_starts_again(up: Engine) -> None:
     """With the running answers ended, not by a kill."""
     name = up.container("governor-demo")
     up.run("stop", "--time", "30", name)
     assert up.run("inspect", "--format", "{{.State.ExitCode}}", name).stdout.strip() == "0"
+    up.run("start", name)
+    until(lambda: status(f"{GOVERNOR}/readyz") == 200, START_S)

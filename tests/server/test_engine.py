@@ -243,9 +243,11 @@ def test_the_environment_is_ours_but_for_what_would_confuse_it(tmp_path: Path) -
     assert local["HF_HUB_OFFLINE"] == "1"
     assert local["VLLM_CPU_OMP_THREADS_BIND"] == "0-1"
     assert local["VLLM_CPU_KVCACHE_SPACE"] == "9"
+    assert local["TORCH_COMPILE_DISABLE"] == "1"
     assert "GOVERNOR_SERVER__PORT" not in local and "PROMETHEUS_MULTIPROC_DIR" not in local
     hub = launch.environment(EngineSettings(), Model("m", None), Build.GPU, {})
     assert "HF_HUB_OFFLINE" not in hub and "VLLM_CPU_KVCACHE_SPACE" not in hub
+    assert "TORCH_COMPILE_DISABLE" not in hub
     bound = launch.environment(EngineSettings(), Model("m", None), Build.CPU, {})["VLLM_CPU_OMP_THREADS_BIND"]
     assert re.fullmatch(r"\d+(,\d+)*", bound)
 
