@@ -90,7 +90,10 @@ class GovernedChat:
         self._unread_answer = False
         self._evidence: list[tuple[Key, str]] = []
         self._keep_alive = KeepAlive(
-            reply, proxy.max_silence_s, proxy.sleep, holds=lambda: self._later or bool(self._held)
+            reply,
+            proxy.max_silence_s,
+            proxy.sleep,
+            holds=lambda: self._later or bool(self._held or self._opening),
         )
         self._held = 0
         self._measured = 0
@@ -415,6 +418,8 @@ class GovernedChat:
         self._may_ask_again = self._may_ask_again and not any(map(shows, passed))
         out = self._opening + written
         self._opening = out if self._may_ask_again else b""
+        if self._opening:
+            self._keep_alive.begin()
         return b"" if self._may_ask_again else out
 
     def _unasked(self, parsed: Any, event: sse.Event) -> bytes:

@@ -87,6 +87,24 @@ async def test_a_client_hears_something_while_a_call_is_held_back() -> None:
     assert set(pauses.asked) == {2.0}
 
 
+async def test_a_client_hears_something_before_the_first_content() -> None:
+    """What opens the message waits until it is sure that upstream takes the request."""
+    more = asyncio.Event()
+    opening, *rest = SURE.chunks()
+    pieces: list[Piece] = [stream_bytes([opening], done=False), more, stream_bytes(rest)]
+    answer = Answer(pieces, 200, [EVENTS], length=False)
+    async with (
+        scripted(answer) as upstream,
+        paused(upstream) as (proxy, pauses),
+        asking(proxy) as response,
+    ):
+        pauses.end_one()
+        assert await read_until(response, bool) == COMMENT
+        more.set()
+        whole = await response.content.read()
+    assert assembled(whole).content == "Oslo"
+
+
 @pytest.mark.parametrize("action", ["answer", "notice"])
 async def test_a_client_hears_something_while_a_probe_or_a_continuation_takes_its_time(action: str) -> None:
     """And then the message, whole."""
