@@ -38,7 +38,7 @@ SERVICES = ["vllm-cpu", "governor-demo", "traffic", "prometheus"]
 GOVERNOR = "http://127.0.0.1:{}".format(os.environ.get("GOVERNOR_PORT", "8000"))
 PROMETHEUS = "http://127.0.0.1:{}".format(os.environ.get("PROMETHEUS_PORT", "9090"))
 PICTURES = ROOT / "build" / "containers"
-START_S = 600.0
+START_S = 900.0
 DECISION_S = 300.0
 HEALTH_S = 5.0
 
