@@ -144,7 +144,8 @@ async def test_ones_own_traffic_leads_to_a_trained_model(engine: Engine, home: P
             chat = Telling(client)
             agent = Agent(chat, AtlasEnvironment())
             for task in tasks():
-                tell(url, chat.conversation, await agent.ask(task))
+                asked = await agent.ask(task)
+                tell(url, chat.conversation, asked)
     told = run(commands("train"), home, {"your/model": str(bundled_model())})
     assert "Recommended reward:" in told and "Model: build/run" in told
     assert (home / "build/run/model.safetensors").is_file()

@@ -92,6 +92,14 @@ def test_everything_is_written(report: Report, tmp_path: Path) -> None:
         assert (tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_what_was_not_learned_has_no_table(report: Report) -> None:
+    """An empty one reads like a result."""
+    unlearned = replace(report, findings=replace(report.findings, gates={}, learned_calls=0))
+    without = {str(table.title) for table in unlearned.tables()}
+    (gates,) = {str(table.title) for table in report.tables()} - without
+    assert gates.startswith("The gates")
+
+
 async def test_too_few_tasks_are_told() -> None:
     """Before anything is played."""
     with pytest.raises(NotEnoughTasks):

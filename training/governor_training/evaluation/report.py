@@ -101,7 +101,7 @@ class Report:
             _signals(self.signals),
             _pilot(self.pilot),
             _labels(self.labels),
-            _gates(self.findings),
+            *([_gates(self.findings)] if self.findings.gates else []),
         ]
 
 
