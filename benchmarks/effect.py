@@ -226,25 +226,27 @@ def difference(by_arm: Mapping[str, Sequence[Counted]], measure: str) -> float:
 
 
 def summary(found: Sequence[Deployment]) -> Iterator[dict[str, Any]]:
-    """By measure: the truth, the bias of the estimates, and how often the intervals cover the truth."""
-    pooled: dict[str, list[Counted]] = {
-        arm: [each for deployed in found for each in deployed.counted[arm]]
-        for arm in (Arm.GOVERNED, Arm.HOLDOUT)
-    }
+    """By measure: the truth, the bias of the estimates, and how often the intervals cover the truth. What is
+    true of seconds depends on how long the tools take: it is that of all deployments with the same tools."""
+    truths = {tool_s: pooled([each for each in found if each.tool_s == tool_s]) for tool_s in TOOL_S}
     for measure in MEASURES:
-        truth = difference(pooled, measure)
-        said = [deployed.said[measure] for deployed in found if deployed.said[measure]]
+        truth = difference(pooled(found), measure)
+        true_of = {
+            tool_s: difference(by_arm, measure) for tool_s, by_arm in truths.items() if all(by_arm.values())
+        }
+        said = [(each, each.said[measure]) for each in found if each.said[measure]]
         errors = [
-            deployed.said[measure]["value"] - deployed.client_difference[measure]
-            for deployed in found
-            if deployed.said[measure] and deployed.client_difference
+            estimate["value"] - each.client_difference[measure]
+            for each, estimate in said
+            if each.client_difference
         ]
-        sure = [each for each in said if each["low"] is not None]
-        covered = sum(each["low"] <= truth <= each["high"] for each in sure)
+        sure = [(true_of[each.tool_s], estimate) for each, estimate in said if estimate["low"] is not None]
+        covered = sum(estimate["low"] <= true <= estimate["high"] for true, estimate in sure)
         yield {
             "measure": measure,
             "truth": truth,
-            "mean_estimate": fmean(each["value"] for each in said),
+            "truths": {str(tool_s): true for tool_s, true in true_of.items()},
+            "mean_estimate": fmean(estimate["value"] for _, estimate in said),
             "off_the_clients": fmean(errors) / abs(truth),
             "off_the_clients_error": stdev(errors) / sqrt(len(errors)) / abs(truth)
             if len(errors) > 1
@@ -252,8 +254,16 @@ def summary(found: Sequence[Deployment]) -> Iterator[dict[str, Any]]:
             "worst_off_the_clients": max(map(abs, errors)) / abs(truth),
             "intervals": len(sure),
             "covered": covered / len(sure) if sure else None,
-            "width": fmean(each["high"] - each["low"] for each in sure) if sure else None,
+            "width": fmean(each["high"] - each["low"] for _, each in sure) if sure else None,
         }
+
+
+def pooled(found: Sequence[Deployment]) -> dict[str, list[Counted]]:
+    """The conversations of several deployments, by arm."""
+    return {
+        arm: [each for deployed in found for each in deployed.counted[arm]]
+        for arm in (Arm.GOVERNED, Arm.HOLDOUT)
+    }
 
 
 async def run(arguments: argparse.Namespace) -> list[Deployment]:

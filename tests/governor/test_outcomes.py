@@ -311,8 +311,8 @@ def test_the_sentence_tells_what_was_saved() -> None:
         last = answer(f"talk {number}", 50.0, arm=arm, proposed=1, own_usage=own)
         turns.append(last)
     said = effect_of(turns, {}, Prices(), 1000.0).sentence()
-    assert "Beside one held out, a governed conversation took 1.50 calls fewer (95% interval -1.81" in said
-    assert "165 tokens fewer (95% interval -199 to -131), as many seconds, and 30 tokens more" in said
+    assert "Beside one held out, a governed conversation took 1.50 calls fewer (95% interval -1.83" in said
+    assert "165 tokens fewer (95% interval -201 to -129), as many seconds, and 30 tokens more" in said
 
 
 def test_few_conversations_have_no_interval_and_no_claim() -> None:
