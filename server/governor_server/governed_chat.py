@@ -160,6 +160,7 @@ class GovernedChat:
         if self._reply.status and not (response.status == 200 and streamed and not response.encoded):
             await self._tell_in_stream(response)
         elif not 200 <= response.status < 300:
+            self._may_ask_again = False
             await self._reply.relay(response)
         elif not self._unchanged and not response.decode() and self._may_ask_again:
             raise Refused("encoded")
@@ -214,7 +215,14 @@ class GovernedChat:
 
     async def _tell_in_stream(self, response: UpstreamResponse) -> None:
         """The client has the comments of a stream that came to nothing: what its own request led to can only
-        be told in it."""
+        be told in it. A body that calls itself something else may be a stream all the same."""
+        if response.status == 200 and not response.encoded:
+            self._proxy.metrics.fail_open_total.labels("unreadable").inc()
+            self._unread_answer = True
+            async for piece in response.pieces():
+                await self._reply.piece(piece)
+            await self._reply.end()
+            return
         raw = await response.read_up_to(self._proxy.limits.max_held_bytes)
         try:
             told = sse.event({"error": orjson.loads(raw)["error"]})
@@ -347,7 +355,7 @@ class GovernedChat:
                     await self._speak(b"".join(out))
                     return event.raw
                 out.append(self._event(event))
-            if out and self._exchange.streams:
+            if out and self._exchange.streams and not self._may_ask_again:
                 await self._reply.open()
             await self._speak(b"".join(out))
         rest = reader.rest()
