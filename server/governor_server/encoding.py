@@ -10,6 +10,7 @@ PIECE_BYTES: Final = 1024 * 1024
 
 _FORMATS: Final = {"gzip": 31, "x-gzip": 31, "deflate": 15}
 _RAW: Final = -15
+_GZIP_BEGINS: Final = b"\x1f"
 
 
 class Decoder:
@@ -21,6 +22,7 @@ class Decoder:
         self._packed = b""
         self._begun = False
         self._more = False
+        self._plain: bool | None = None
 
     @classmethod
     def of(cls, encoding: str) -> Decoder | None:
@@ -29,11 +31,16 @@ class Decoder:
         return None if format is None else cls(format)
 
     def feed(self, packed: bytes) -> None:
-        """Take in what came."""
+        """Take in what came. Some servers say `gzip` of what they did not compress."""
+        if self._plain is None:
+            self._plain = self._format == _FORMATS["gzip"] and not packed.startswith(_GZIP_BEGINS)
         self._packed += packed
 
     def take(self) -> bytes:
         """The next unpacked bytes; b"" where more must come first."""
+        if self._plain:
+            plain, self._packed = self._packed, b""
+            return plain
         while self._packed or self._more:
             unpacked = self._unpack()
             self._packed = self._unpacker.unconsumed_tail

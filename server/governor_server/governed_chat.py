@@ -45,9 +45,6 @@ MAX_MEASURED_BYTES = 512 * 1024 * 1024
 """Of one stream that is read for its tokens: several hundred thousand tokens with 20 logprobs each. What
 comes after is handed on unread, so that an answer without end does not fill the memory."""
 
-_BLANK_LINES = (b"\n\n", b"\r\r", b"\r\n\r\n")
-"""How an event ends, and with it what the pieces of a large one belong to."""
-
 _LENGTH = frozenset({b"content-length"})
 _ENCODING = frozenset({b"accept-encoding"})
 _REWRITTEN = frozenset({b"content-length", b"accept-encoding"})
@@ -166,6 +163,7 @@ class GovernedChat:
         if self._reply.status and not (response.status == 200 and streamed and not response.encoded):
             await self._tell_in_stream(response)
         elif not 200 <= response.status < 300:
+            self._may_ask_again = False
             await self._reply.relay(response)
         elif not self._unchanged and not response.decode() and self._may_ask_again:
             raise Refused("encoded")
@@ -220,7 +218,14 @@ class GovernedChat:
 
     async def _tell_in_stream(self, response: UpstreamResponse) -> None:
         """The client has the comments of a stream that came to nothing: what its own request led to can only
-        be told in it."""
+        be told in it. A body that calls itself something else may be a stream all the same."""
+        if response.status == 200 and not response.encoded:
+            self._proxy.metrics.fail_open_total.labels("unreadable").inc()
+            self._unread_answer = True
+            async for piece in response.pieces():
+                await self._reply.piece(piece)
+            await self._reply.end()
+            return
         raw = await response.read_up_to(self._proxy.limits.max_held_bytes)
         try:
             told = sse.event({"error": orjson.loads(raw)["error"]})
@@ -292,7 +297,7 @@ class GovernedChat:
         if view.shows_all:
             return raw
         if not isinstance(parsed, dict):
-            return self._filter.cut(raw)
+            return self._filter.unread(raw, raw)
         shown = view.response(parsed)
         return raw if shown is parsed else exact_json.dumps(shown)
 
@@ -353,7 +358,7 @@ class GovernedChat:
                     await self._speak(b"".join(out))
                     return event.raw
                 out.append(self._event(event))
-            if out and self._exchange.streams:
+            if out and self._exchange.streams and not self._may_ask_again:
                 await self._reply.open()
             await self._speak(b"".join(out))
         rest = reader.rest()
@@ -427,16 +432,17 @@ class GovernedChat:
         if self._later:
             return b""
         if not isinstance(parsed, dict):
-            return self._filter.cut(event.raw)
+            return self._filter.unread(event.raw, event.data or b"")
         shown = self._exchange.shown(answers.chunk(event, parsed))
         return b"" if shown is None else self._opened((shown,), answers.written(shown))
 
     def _unread(self, raw: bytes, *, end: bool = False) -> bytes:
-        """Bytes of a stream that are no whole event: a comment, or a part of an event that has no end or is
-        too large to be kept."""
+        """Bytes of a stream that are no event with data: a comment, one that has no end, or a piece of one
+        that is too large to be kept. `end`: nothing more belongs to it."""
         if self._exchange.view.shows_all:
             return raw
-        return self._filter.feed(raw, end=end or raw.endswith(_BLANK_LINES))
+        whole = end or sse.ends_event(raw)
+        return self._filter.unread(raw, b"") if whole else self._filter.feed(raw)
 
     def _waits(self, size: int) -> bytes:
         """An event of `size` bytes is held back, or too much is by now."""

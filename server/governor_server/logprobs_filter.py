@@ -1,7 +1,8 @@
-"""Takes logprobs out of JSON that is not read: too large to be kept, or broken."""
+"""Takes logprobs out of JSON that is not read: too large to be kept, or not quite JSON."""
 
 from __future__ import annotations
 
+import json
 import re
 from typing import Final
 
@@ -32,17 +33,21 @@ class LogprobsFilter:
         while self._value(out) if self._inside else self._outside(out, end):
             pass
         if end:
+            if self._inside:
+                # The value has no end. What comes next is not to become a part of this event.
+                out.append(data[len(data.rstrip(b"\r\n")) :])
             self._buffer, self._inside = b"", False
         return b"".join(out)
 
-    def cut(self, broken: bytes) -> bytes:
-        """What goes on of JSON that is broken, and up to where nobody can tell: all before the first of them,
-        and the line's end."""
-        found = self._key.search(broken)
-        if found is None:
-            return broken
-        line_end = broken[len(broken.rstrip(b"\r\n")) :]
-        return broken[: found.end()] + (b"null" if self._keep is None else b"[]") + line_end
+    def unread(self, raw: bytes, data: bytes) -> bytes:
+        """What goes on of an event or body `raw` whose `data` is no JSON to us. What is none to anybody goes
+        on as it came; but some clients take every line for an event, or are less strict than we are."""
+        if self._buffer or self._inside or _may_be_read(data):
+            return self.feed(raw, end=True)
+        lines = raw.splitlines(keepends=True)
+        return b"".join(
+            self.feed(line, end=True) if _may_be_read(line.removeprefix(b"data:")) else line for line in lines
+        )
 
     def _outside(self, out: list[bytes], end: bool) -> bool:
         """Up to the next key; whether there is one."""
@@ -91,3 +96,13 @@ class LogprobsFilter:
     def _leave(self, place: int) -> None:
         self._buffer = self._buffer[place:]
         self._inside = False
+
+
+def _may_be_read(text: bytes) -> bool:
+    """Whether a lenient parser makes something of a text: one that takes NaN, control characters in strings
+    or bytes that are no UTF-8."""
+    try:
+        json.loads(text.decode("utf-8", "replace"), strict=False)
+    except (ValueError, RecursionError):
+        return False
+    return True

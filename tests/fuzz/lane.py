@@ -18,9 +18,10 @@ from yarl import URL
 
 from governor_server import upstream as connections
 from governor_server.current import current
+from governor_server.refusals import Refusals
 from governor_server.tracing.tracing import Tracing
 from tests.fuzz.cases import Case
-from tests.fuzz.verdict import Seen, wrong, wrong_framing
+from tests.fuzz.verdict import MAX_HELD_BYTES, Seen, wrong, wrong_framing
 from tests.server.framings import Fate, Framed
 from tests.server.scripted_upstream import Answer, Proxied, Received, ScriptedUpstream, proxied, scripted
 from tests.server.two_tenants import Wire
@@ -98,6 +99,8 @@ class Lane:
         self.upstream.later = deque(case.later)
         self.upstream.received.clear()
         self.upstream.given.clear()
+        # What upstream refused in one case is nothing to the next one, which could not be played alone else.
+        self.proxy.app.proxy.refusals = Refusals()
         before = self._withheld()
         try:
             async with asyncio.timeout(DEADLINE_S):
@@ -173,7 +176,7 @@ async def lane(mode: str, complaints: Complaints) -> AsyncIterator[Lane]:
                 probe={"timeout_s": PROBE_TIMEOUT_S},
                 experiment={"holdout": 0, "exploration": 0.1, "labels": 0.3},
                 pruning={"policy": "low_value", "min_tokens": 0},
-                limits={"max_held_bytes": 64 * 1024},
+                limits={"max_held_bytes": MAX_HELD_BYTES},
             )
         )
         assert isinstance(upstream, Played)

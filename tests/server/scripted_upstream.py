@@ -117,6 +117,9 @@ class ScriptedUpstream:
         try:
             early = b""
             while (request := await read_request(reader, early)) is not None:
+                # What comes on a connection that was closed by then is read by nobody.
+                if writer.is_closing():
+                    break
                 early = await self._answer(request, reader, writer)
         except (ConnectionError, asyncio.IncompleteReadError):
             pass

@@ -12,6 +12,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import aiohttp
 import pytest
 
 from governor_server.refusals import PAUSE_S, TIMES, TRIAL_S, Addition, Key, Refusals
@@ -77,14 +78,6 @@ REFUSED |= {
     "silence": Answer(before=[HANG]),
     "silence in a stream": Answer([ROLE, HANG], 200, [EVENTS], length=False),
 }
-LATE = {
-    "a stream that ends after the role",
-    "a reset after the role",
-    "silence in a stream",
-    "an error in a field of its own",
-    "a named error",
-}
-"""Those of a stream whose head is out by then."""
 WITH_HEAD = {
     "an error after a comment": Answer.stream(b": thinking\n\ndata: " + ERROR + b"\n\n"),
     "an error after the role": Answer.stream(ROLE + b"data: " + ERROR + b"\n\n"),
@@ -138,7 +131,7 @@ async def test_the_clients_own_request_is_asked_instead(how: str, mode: str, str
         assert decided(proxy) == {("pass", "upstream_refuses")}
         assert proxy.metric("governor_missing_logprobs_total") == 0
     assert added.json["logprobs"] and again.body == own
-    assert again.header("accept-encoding") == (None if stream and how in LATE else "gzip")
+    assert again.header("accept-encoding") == "gzip"
 
 
 @MODES
@@ -192,6 +185,35 @@ async def test_an_error_of_the_clients_own_request_is_told_in_a_stream_that_bega
     assert body.endswith(b"data: [DONE]\n\n")
 
 
+@MODES
+async def test_the_own_answer_goes_on_whatever_it_calls_itself(mode: str) -> None:
+    """In a stream whose head is out: a client that reads events does not look at their type."""
+    seen, expected = asyncio.Event(), body_of(plain(CALLING, True))
+    late = Answer([b": thinking\n\n", seen, b"data: " + ERROR + b"\n\n"], 200, [EVENTS], length=False)
+    body = b""
+    async with (
+        scripted(late, Answer([expected], 200, [("content-type", "text/plain")])) as upstream,
+        proxied(upstream, mode) as proxy,
+        proxy.client.post("/v1/chat/completions", json=chat(stream=True)) as response,
+    ):
+        while piece := await response.content.readany():
+            body += piece
+            seen.set()
+    assert body == b": thinking\n\n" + expected
+
+
+@BOTH
+@MODES
+@pytest.mark.parametrize("early", [ROLE, b"event: x\n\n", ROLE + ROLE])
+async def test_an_own_error_keeps_its_status_until_something_was_told(
+    early: bytes, mode: str, stream: bool
+) -> None:
+    """What waits for the first word has not sent the head."""
+    refusing = Answer.stream(early + b"data: " + ERROR + b"\n\n")
+    async with scripted(refusing, Answer([ERROR], 400)) as upstream, proxied(upstream, mode) as proxy:
+        assert await post(proxy, own_request(stream)) == (400, ERROR)
+
+
 @BOTH
 @MODES
 @pytest.mark.parametrize(
@@ -210,6 +232,23 @@ async def test_what_any_request_would_get_is_not_asked_again(busy: Answer, mode:
         body = chat(stream=stream)
         async with proxy.client.post("/v1/chat/completions", json=body, allow_redirects=False) as got:
             assert (got.status, await got.read()) == (busy.status, body_of(busy))
+    assert len(upstream.received) == 1
+
+
+@BOTH
+@MODES
+async def test_an_error_that_breaks_off_is_not_continued_with_another_answer(mode: str, stream: bool) -> None:
+    """The client has a part of what it would have got anyway, and only that."""
+    seen = asyncio.Event()
+    broken = Answer([ERROR[:9], seen, ABORT], 429, length=False)
+    body = b""
+    async with scripted(broken, plain(CALLING, stream)) as upstream, proxied(upstream, mode) as proxy:
+        with pytest.raises(aiohttp.ClientPayloadError):
+            async with proxy.client.post("/v1/chat/completions", json=chat(stream=stream)) as response:
+                while piece := await response.content.readany():
+                    body += piece
+                    seen.set()
+    assert (response.status, body) == (429, ERROR[:9])
     assert len(upstream.received) == 1
 
 
@@ -487,12 +526,18 @@ def deflated(body: bytes) -> bytes:
 @BOTH
 @pytest.mark.parametrize(
     ("name", "pack"),
-    [("gzip", gzip.compress), ("deflate", zlib.compress), ("deflate", deflated), ("GZip", gzip.compress)],
+    [
+        ("gzip", gzip.compress),
+        ("deflate", zlib.compress),
+        ("deflate", deflated),
+        ("GZip", gzip.compress),
+        ("gzip", bytes),
+    ],
 )
 async def test_what_comes_compressed_unasked_is_read(
     name: str, pack: Callable[[bytes], bytes], stream: bool
 ) -> None:
-    """And reaches the client without what was added, and unpacked."""
+    """And reaches the client without what was added, and unpacked; also where it only says that it is."""
     source = answer(CALLING, stream)
     packed = pack(body_of(source))
     halves = [packed[:50], packed[50:]]

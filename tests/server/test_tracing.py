@@ -269,7 +269,7 @@ async def test_odd_bodies_break_neither_a_span_nor_an_answer(usage: object) -> N
 
 
 @BOTH
-@pytest.mark.parametrize("odd", [5, True, ["x"], {"country": "Norway"}], ids=str)
+@pytest.mark.parametrize("odd", [5, 2**70, True, ["x"], {"country": "Norway"}], ids=str)
 @pytest.mark.parametrize("piece", ["content", "reasoning", "id", "name", "arguments"])
 async def test_a_piece_that_is_no_text_costs_neither_its_trace_nor_a_call(
     piece: str, odd: object, stream: bool

@@ -9,6 +9,7 @@ import orjson
 
 from governor.request import Json
 from governor.turn import Turn
+from governor_server import exact_json
 from governor_server.tracing.attributes import MAX_CONTENT_LENGTH
 
 
@@ -16,7 +17,7 @@ def said(messages: object) -> str:
     """Messages of the chat API, as the conventions write them."""
     given = messages if isinstance(messages, list) else []
     told = [_message(message) for message in given if isinstance(message, Mapping)]
-    return orjson.dumps(told, option=orjson.OPT_NON_STR_KEYS).decode()[:MAX_CONTENT_LENGTH]
+    return exact_json.dumps(told).decode()[:MAX_CONTENT_LENGTH]
 
 
 def messages_of(body: bytes) -> object:
