@@ -93,15 +93,12 @@ async def test_a_client_hears_something_before_the_first_content() -> None:
     opening, *rest = SURE.chunks()
     pieces: list[Piece] = [stream_bytes([opening], done=False), more, stream_bytes(rest)]
     answer = Answer(pieces, 200, [EVENTS], length=False)
-    async with (
-        scripted(answer) as upstream,
-        paused(upstream) as (proxy, pauses),
-        asking(proxy) as response,
-    ):
+    async with scripted(answer) as upstream, paused(upstream) as (proxy, pauses):
         pauses.end_one()
-        assert await read_until(response, bool) == COMMENT
-        more.set()
-        whole = await response.content.read()
+        async with asking(proxy) as response:
+            assert await read_until(response, bool) == COMMENT
+            more.set()
+            whole = await response.content.read()
     assert assembled(whole).content == "Oslo"
 
 
