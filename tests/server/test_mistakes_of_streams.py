@@ -301,6 +301,8 @@ async def test_a_stream_is_neither_compressed_nor_collected() -> None:
     to do the same."""
     events = [stream_bytes([chunk], done=False) for chunk in CALLING.chunks()[:6]]
     next_one = [asyncio.Event() for _ in events]
+    # The role, and the head with it, wait for the first content.
+    next_one[0].set()
     pieces: list[Piece] = [piece for pair in zip(events, next_one, strict=True) for piece in pair]
     source = Answer([*pieces, b"data: [DONE]\n\n"], 200, [EVENTS], length=False)
     texts = [chunk["choices"][0]["delta"].get("content") for chunk in CALLING.chunks()[:6]]
