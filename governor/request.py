@@ -191,16 +191,18 @@ def _is_strict(tool: object) -> bool:
 
 
 def _without_reasoning(choice: Any, key: str) -> Any:
-    """A choice whose message, or delta, has no reasoning: None in a message, as vLLM writes it, and no field
-    in a delta."""
+    """A choice whose message, or delta, has no reasoning, as vLLM writes it: null in a message, and in a
+    delta of content or calls; no field in any other delta."""
     message = choice.get(key) if isinstance(choice, Mapping) else None
-    if not isinstance(message, Mapping) or not any(map(message.get, REASONING_KEYS)):
+    if not isinstance(message, Mapping):
         return choice
     if key == "message":
-        shown = {**message, **{name: None for name in REASONING_KEYS if name in message}}
-    else:
-        shown = {name: value for name, value in message.items() if name not in REASONING_KEYS}
-    return {**choice, key: shown}
+        hidden = {name: None for name in REASONING_KEYS if name in message}
+        return {**choice, key: {**message, **hidden}} if any(map(message.get, REASONING_KEYS)) else choice
+    shown = {name: value for name, value in message.items() if name not in REASONING_KEYS}
+    if shown and "role" not in shown:
+        shown[REASONING_KEYS[0]] = None
+    return choice if shown == message else {**choice, key: shown}
 
 
 def _is_for_us_alone(shown: Any, sent: Any) -> bool:

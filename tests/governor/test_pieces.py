@@ -351,7 +351,13 @@ def test_reasoning_that_the_client_does_not_want_is_measured_and_not_streamed(mo
     step = exchange.finish()
     assert not isinstance(step, Ask)
     exchange.review()
-    assert [*got, *step.chunks] == replace(THINKING, reasoning="", top=None).chunks(usage=True)
+    expected = replace(THINKING, reasoning="", top=None).chunks(usage=True)
+    for chunk in expected:
+        for choice in chunk["choices"]:
+            # As vLLM 0.32 writes the deltas of a request that wants no reasoning.
+            if choice["delta"] and "role" not in choice["delta"]:
+                choice["delta"]["reasoning"] = None
+    assert [*got, *step.chunks] == expected
     assert exchange.entropy is not None
     assert exchange.turn.reasoning == THINKING.reasoning
 
