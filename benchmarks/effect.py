@@ -32,11 +32,11 @@ from tests.server.scripted_upstream import Answer, Proxied, Received, ScriptedUp
 from tests.wire.generated import Generated, stream_bytes
 
 MEASURES: Final = ("calls", "tokens", "seconds")
-AT_ONCE: Final = 12
+AT_ONCE: Final = 40
 """Conversations of a deployment that are under way together."""
-TOOL_S: Final = (0.0, 0.02, 0.05)
+TOOL_S: Final = (0.05, 0.1, 0.2)
 """Mean seconds of a tool, one of them for each deployment."""
-GENERATION_S: Final = 0.02
+GENERATION_S: Final = 0.04
 PROBE_S: Final = 0.03
 HOLDOUTS: Final = (0.5, 0.3, 0.2)
 SETTLE_S: Final = 0.05
