@@ -221,7 +221,7 @@ async def test_a_client_that_traces_decides_what_is_kept(sample: float, flags: s
 
 async def test_a_broken_answer_is_an_error_of_both_spans() -> None:
     """Though the client's status was 200 by then."""
-    source = b'data: {"choices": []}\n\n'
+    source = stream_bytes(CALLING.chunks()[:2], done=False)
     async with scripted(Answer.stream(source, ABORT)) as upstream, traced(upstream) as (proxy, seen):
         with pytest.raises(Exception, match="payload"):
             await proxy.chat(chat(stream=True))
